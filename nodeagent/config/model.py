@@ -1,0 +1,171 @@
+"""The configuration: frozen dataclasses with every default; `load.py` fills them from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nodeagent.config import values
+from nodeagent.state.hook_conf import DEFAULT_STATE_DIR
+
+T = TypeVar("T")
+
+
+def setting(default: T, read: Callable[[Any], T], hook: bool = False) -> T:
+    """Declare a setting: its default, the function that checks and converts a YAML value, whether hooks get it."""
+    metadata = {"read": read, "hook": hook}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: Callable[[], T]) -> T:
+    """Declare a part of the configuration that is a mapping of its own."""
+    return field(default_factory=kind, metadata={"section": kind})
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where the kernel's trees are; other places only for tests and containers."""
+
+    proc: str = setting("/proc", values.absolute_path, hook=True)
+    sys: str = setting("/sys", values.absolute_path, hook=True)
+    dev: str = setting("/dev", values.absolute_path, hook=True)
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """How Slurm is reached. `conf` (empty: Slurm's own default) becomes SLURM_CONF of each command we start."""
+
+    bin_dir: str = setting("/usr/bin", values.absolute_path, hook=True)
+    sbin_dir: str = setting("/usr/sbin", values.absolute_path, hook=True)
+    conf: str = setting("", values.absolute_path_or_empty, hook=True)
+    gres: str = setting("gpu", values.name, hook=True)
+    constrains_devices: str = setting("auto", values.one_of("auto", "yes", "no"))
+
+
+@dataclass(frozen=True)
+class Sge:
+    """How Grid Engine is reached and what the GPU complex is called there.
+
+    `consumable` is the complex's kind: YES counts for each slot, JOB once a job; `auto` asks `qconf -sc` when the
+    configuration is compiled. `admin_user` owns the exec daemon's spool directories.
+    """
+
+    root: str = setting("/var/lib/gridengine", values.absolute_path, hook=True)
+    cell: str = setting("default", values.name, hook=True)
+    bin_dir: str = setting("/usr/lib/gridengine", values.absolute_path, hook=True)
+    arch: str = setting("lx-amd64", values.name, hook=True)
+    qmaster_port: int = setting(0, values.port, hook=True)
+    execd_port: int = setting(0, values.port, hook=True)
+    complex: str = setting("gpu", values.name, hook=True)
+    consumable: str = setting("auto", values.one_of("auto", "YES", "JOB"))
+    admin_user: str = setting("auto", values.name)
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Which scheduler runs jobs on this node."""
+
+    kind: str = setting("local", values.one_of("slurm", "sge", "local"), hook=True)
+    command_timeout: float = setting(5.0, values.positive_duration)
+    slurm: Slurm = section(Slurm)
+    sge: Sge = section(Sge)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What hooks do when things are not normal (DESIGN: outcomes of hooks)."""
+
+    on_internal_error: str = setting("allow", values.one_of("allow", "refuse"), hook=True)
+    wait_for_units: float = setting(30.0, values.duration, hook=True)
+    verdict_max_age: float = setting(60.0, values.positive_duration, hook=True)
+    max_reruns: int = setting(3, values.count, hook=True)
+    cuda_visible_devices: str = setting("auto", values.one_of("auto", "uuid", "index"), hook=True)
+
+
+@dataclass(frozen=True)
+class Health:
+    """When findings become a verdict and when a verdict is taken back.
+
+    `expected_gpus` (-1: not checked) is the node's number of GPUs. `strikes` is how many cycles in a row a finding
+    must stand before it counts, by check; `default_strikes` for the rest. `recover` is how many clean cycles in a row
+    bring a unit back. `xid_actions` overrides the table, XID -> recovery action.
+    """
+
+    expected_gpus: int = setting(-1, values.count)
+    default_strikes: int = setting(1, values.positive_count)
+    strikes: Mapping[str, int] = setting({"driver-unresponsive": 2}, values.mapping(values.name, values.positive_count))
+    recover: int = setting(3, values.positive_count)
+    uncorrected_ecc_per_hour: float = setting(0.0, values.number)
+    xid_actions: Mapping[int, str] = setting({}, values.mapping(values.xid, values.recovery_action))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done about a finding, by the recovery action it asks for: tell, retire or drain.
+
+    `retire` becomes a drain where the scheduler cannot spare one GPU and keep the node. With `dry_run` every decision
+    is logged and counted, and nothing is done.
+    """
+
+    restart_application: str = setting("tell", values.one_of("tell", "retire", "drain"))
+    reset_gpu: str = setting("retire", values.one_of("tell", "retire", "drain"))
+    reboot_node: str = setting("retire", values.one_of("tell", "retire", "drain"))
+    inspect_hardware: str = setting("retire", values.one_of("tell", "retire", "drain"))
+    dry_run: bool = setting(False, values.boolean)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the cluster this product may take out: nodes (`4`) or a share of them (`10%`), at least one."""
+
+    max_drained: str = setting("10%", values.count_or_percent)
+
+
+@dataclass(frozen=True)
+class Drivers:
+    """One site driver set: a path with `{version}`, bound at `bin` and `lib` in containers. Empty path: none."""
+
+    path: str = setting("", values.driver_path)
+    bin: str = setting("/nvbin", values.bindable_path)
+    lib: str = setting("/nvlib", values.bindable_path)
+    timeout: float = setting(2.0, values.positive_duration)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The agent's log."""
+
+    level: str = setting("info", values.one_of("debug", "info", "warning", "error"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that an administrator can set."""
+
+    state_dir: str = setting(DEFAULT_STATE_DIR, values.absolute_path, hook=True)
+    data_dir: str = setting("/var/lib/gpu-nodeagent", values.absolute_path)
+    node_name: str = setting("", values.name, hook=True)
+    listen: str = setting(":9836", values.listen_address)
+    interval: float = setting(10.0, values.positive_duration)
+    probe_timeout: float = setting(5.0, values.positive_duration)
+    roots: Roots = section(Roots)
+    scheduler: Scheduler = section(Scheduler)
+    hooks: Hooks = section(Hooks)
+    health: Health = section(Health)
+    policy: Policy = section(Policy)
+    limits: Limits = section(Limits)
+    drivers: Drivers = section(Drivers)
+    log: Log = section(Log)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration with the files it came from, in the order in which they were read: (path, mtime_ns, bytes)."""
+
+    config: Config
+    path: Path
+    sources: tuple[tuple[Path, int, bytes], ...]

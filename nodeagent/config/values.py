@@ -1,0 +1,175 @@
+"""Readers of single YAML values: each returns the converted value or raises ValueError saying what is wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+RECOVERY_ACTIONS = ("none", "restart_application", "reset_gpu", "reboot_node", "inspect_hardware")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+_HIGHEST_PORT = 65535
+
+
+def text(value: Any) -> str:
+    """Any string of one line."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("wants a text of one line")
+    return value
+
+
+def name(value: Any) -> str:
+    """A name as schedulers and hosts have them: letters, digits, `_`, `.`, `-`."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("wants a name (letters, digits, '_', '.', '-')")
+    return value
+
+
+def absolute_path(value: Any) -> str:
+    """An absolute path without `..`, normalised."""
+    path = text(value)
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("wants an absolute path without '..'")
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def absolute_path_or_empty(value: Any) -> str:
+    """An absolute path, or nothing."""
+    return "" if value in ("", None) else absolute_path(value)
+
+
+def bindable_path(value: Any) -> str:
+    r"""An absolute path that a bind list can carry: Apptainer splits at commas and colons and reads `\` and `^`."""
+    path = absolute_path(value)
+    if any(c in path for c in ",:\\^\"'") or path != path.strip():
+        raise ValueError("wants a path without , : \\ ^ or quotes, as bind lists cannot carry them")
+    return path
+
+
+def driver_path(value: Any) -> str:
+    """A bindable path that contains `{version}` once, or nothing."""
+    if value in ("", None):
+        return ""
+    path = text(value)
+    if path.count("{version}") != 1:
+        raise ValueError("wants a path with {version} in it once, such as /mynvdriver/v{version}")
+    bindable_path(path.replace("{version}", "1"))
+    return path
+
+
+def boolean(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError("wants true or false")
+    return value
+
+
+def number(value: Any) -> float:
+    """A number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError("wants a number, 0 or more")
+    return float(value)
+
+
+def count(value: Any) -> int:
+    """A whole number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("wants a whole number, 0 or more")
+    return value
+
+
+def positive_count(value: Any) -> int:
+    """A whole number >= 1."""
+    if count(value) < 1:
+        raise ValueError("wants a whole number, 1 or more")
+    return int(value)
+
+
+def port(value: Any) -> int:
+    """A TCP port, 0 for the scheduler's own default."""
+    if count(value) > _HIGHEST_PORT:
+        raise ValueError("wants a port, 0 to 65535")
+    return int(value)
+
+
+def duration(value: Any) -> float:
+    """Seconds: a number, or a text such as 500ms, 10s, 5m, 2h, 1d."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if not match:
+            raise ValueError("wants a duration such as 500ms, 10s, 5m, 2h")
+        amount, unit = match.groups()
+        if unit and unit not in _UNITS:
+            raise ValueError(f"has an unknown unit {unit!r}; known are {', '.join(_UNITS)}")
+        return float(amount) * _UNITS[unit or "s"]
+    try:
+        return number(value)
+    except ValueError:
+        raise ValueError("wants a duration, 0 or more, such as 500ms, 10s, 5m, 2h") from None
+
+
+def positive_duration(value: Any) -> float:
+    """A duration > 0."""
+    seconds = duration(value)
+    if seconds <= 0:
+        raise ValueError("wants a duration above 0, such as 10s")
+    return seconds
+
+
+def listen_address(value: Any) -> str:
+    """`HOST:PORT`, `:PORT` for all addresses, or `none`."""
+    address = text(value)
+    if address == "none":
+        return address
+    host, colon, digits = address.rpartition(":")
+    if not colon or not digits.isdigit() or int(digits) > _HIGHEST_PORT or " " in host:
+        raise ValueError("wants an address such as :9836 or 127.0.0.1:9836, or none")
+    return address
+
+
+def count_or_percent(value: Any) -> str:
+    """A number of nodes (4) or a share of them (10%)."""
+    digits = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,6}|\d{1,3}%", digits):
+        raise ValueError("wants a number of nodes (4) or a share of them (10%)")
+    if digits.endswith("%") and int(digits[:-1]) > 100:  # noqa: PLR2004
+        raise ValueError("wants a share of at most 100%")
+    return digits
+
+
+def xid(value: Any) -> int:
+    """An XID number."""
+    return positive_count(value)
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """Return a reader of one of these words."""
+
+    def read(value: Any) -> str:
+        # YAML 1.1 reads a bare yes/no/YES as a truth value; where such a word is a choice it is meant as the word.
+        if isinstance(value, bool):
+            value = next((word for word in words if word.lower() == ("yes" if value else "no")), value)
+        if value not in words:
+            raise ValueError(f"wants one of {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
+recovery_action = one_of(*RECOVERY_ACTIONS)
+
+
+def mapping(key: Callable[[Any], K], value: Callable[[Any], V]) -> Callable[[Any], Mapping[K, V]]:
+    """Return a reader of a mapping."""
+
+    def read(node: Any) -> Mapping[K, V]:
+        if not isinstance(node, dict):
+            raise ValueError("wants a mapping")
+        return {key(k): value(v) for k, v in node.items()}
+
+    return read

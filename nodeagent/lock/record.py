@@ -1,0 +1,97 @@
+"""The owner of a lock, as written in `locks/<unit>/owner`. Lean."""
+
+import os
+
+from nodeagent.errors import UnknownFormat
+from nodeagent.lock.unit import is_unit
+from nodeagent.state.files import decode_pairs, encode_pairs
+
+HOLD = "hold"
+MAINTENANCE = "maintenance"
+CLEANING = "cleaning"
+UNREADABLE = "unreadable"
+_TEXTS = ("scheduler", "cluster", "node", "job", "task", "grant", "run", "user", "uid", "pid", "pid_start", "boot_id")
+
+
+class Owner:
+    """Who holds a grant of one or more units.
+
+    `scheduler` is slurm, sge, local, or one of the words that are not a job: hold, maintenance, cleaning, unreadable.
+    `grant` is random, one a grant: the identity of what is released. `task` is empty outside arrays. `pid` with
+    `pid_start` (clock ticks since boot, field 22 of /proc/PID/stat) is the process whose life the grant follows
+    (`exec`), or the hook that wrote it. `since` is wall time in whole seconds, for people. `units` are all units of
+    the grant, so that one record tells what to roll back.
+    """
+
+    __slots__ = (*_TEXTS, "since", "units")
+
+    def __init__(
+        self,
+        scheduler: str,
+        job: str = "",
+        task: str = "",
+        cluster: str = "",
+        node: str = "",
+        grant: str = "",
+        run: str = "",
+        user: str = "",
+        uid: str = "",
+        pid: str = "",
+        pid_start: str = "",
+        boot_id: str = "",
+        since: int = 0,
+        units: "tuple[str, ...]" = (),
+    ) -> None:
+        self.scheduler = scheduler
+        self.cluster = cluster
+        self.node = node
+        self.job = job
+        self.task = task
+        self.grant = grant
+        self.run = run
+        self.user = user
+        self.uid = uid
+        self.pid = pid
+        self.pid_start = pid_start
+        self.boot_id = boot_id
+        self.since = since
+        self.units = units
+
+    def __str__(self) -> str:
+        name = f"{self.job}.{self.task}" if self.task else self.job
+        return f"{self.scheduler} {name or self.grant}" + (f" ({self.user})" if self.user else "")
+
+    def is_job(self, scheduler: str, node: str, job: str, task: str) -> bool:
+        """Say whether this grant belongs to that job on that node (node names are compared as the scheduler's own)."""
+        return (self.scheduler, self.node, self.job, self.task) == (scheduler, node, job, task)
+
+    def encode(self) -> str:
+        """Return the text of the `owner` file."""
+        pairs = [(key, str(getattr(self, key))) for key in _TEXTS]
+        return encode_pairs([*pairs, ("since", str(self.since)), ("units", " ".join(self.units))])
+
+
+def decode_owner(what: str, text: str) -> Owner:
+    """Read an `owner` file.
+
+    Raises:
+        UnknownFormat: another release wrote it, or it is damaged: such a unit is held, never free.
+
+    """
+    pairs = decode_pairs(what, text)
+    try:
+        owner = Owner(
+            since=int(pairs["since"]),
+            units=tuple(pairs["units"].split()),
+            **{key: pairs[key] for key in _TEXTS},
+        )
+    except (KeyError, ValueError) as error:
+        raise UnknownFormat(what, f"no readable {error}") from error
+    if not owner.scheduler or not owner.grant or not all(map(is_unit, owner.units)):
+        raise UnknownFormat(what, "an owner without scheduler, grant or units")
+    return owner
+
+
+def new_grant() -> str:
+    """Return a name for a grant that no other grant has: 64 random bits."""
+    return os.urandom(8).hex()

@@ -1,0 +1,246 @@
+"""The locks of one node: one directory a held unit, complete or absent; every change under one flock. Lean.
+
+Why it holds at each step is written in docs/locking.md; what a crash leaves behind is removed by the next writer.
+"""
+
+import errno
+import fcntl
+import os
+import time
+
+from nodeagent.errors import LockBusy, UnitHeld, UnknownFormat, UntrustedFile
+from nodeagent.lock.record import UNREADABLE, Owner, decode_owner
+from nodeagent.lock.unit import is_unit
+from nodeagent.state.files import Directory, decode_pairs, encode_pairs, make_directory, write_new
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+LOCK_FILE = "lock"
+LOCKS = "locks"
+RETIRED = "retired"
+FLOCK_TIMEOUT = 1.5
+_PREPARED, _DISCARDED = ".new-", ".old-"
+
+
+class _Flock:
+    """The exclusive right to change the state; given back on exit, by a crash too."""
+
+    __slots__ = ("_fd", "_path", "_timeout")
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        # 0600: a user who could open it could hold the flock and stop every hook.
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + self._timeout
+        pause = 0.001
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR) or time.monotonic() > deadline:
+                    os.close(self._fd)
+                    if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
+                        raise LockBusy(self._path, self._timeout) from error
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 0.02)
+            else:
+                return
+
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+    ) -> None:
+        os.close(self._fd)
+
+
+class Store:
+    """Locks and retirements of one state directory. Methods that change anything need `with store.exclusive():`."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: Directory) -> None:
+        self._state = state
+
+    def exclusive(self, timeout: float = FLOCK_TIMEOUT) -> _Flock:
+        """Return a context in which no other writer runs.
+
+        Raises:
+            LockBusy: on entry, when it could not be had within `timeout` seconds.
+
+        """
+        return _Flock(f"{self._state.path}/{LOCK_FILE}", timeout)
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def owners(self) -> "dict[str, Owner]":
+        """Return the owner of each held unit. A lock that cannot be read has an owner `unreadable`: held, not free."""
+        try:
+            locks = self._state.sub(LOCKS)
+        except FileNotFoundError:
+            return {}
+        try:
+            held = {}
+            for unit in locks.names():
+                if is_unit(unit):
+                    owner = self._read_owner(locks, unit)
+                    if owner is not None:
+                        held[unit] = owner
+            return held
+        finally:
+            locks.close()
+
+    def _read_owner(self, locks: Directory, unit: str) -> "Owner | None":
+        path = f"{unit}/owner"
+        try:
+            return decode_owner(path, locks.read(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (UnknownFormat, UntrustedFile, OSError) as error:
+            return Owner(UNREADABLE, grant=unit, run=str(error), units=(unit,))
+
+    def retired(self) -> "dict[str, dict[str, str]]":
+        """Return what is known of each retired unit: `reason`, `check`, `action`, `by`, `since`."""
+        return read_retired(self._state)
+
+    # -- changing, under the flock ----------------------------------------------------------------------------------
+
+    def sweep(self) -> "list[str]":
+        """Remove what crashes left: prepared or discarded directories and locks without an owner. Return their names.
+
+        Only to be called under the flock: then nobody is half-way through anything.
+        """
+        locks = self._state.sub(LOCKS, create=True)
+        try:
+            swept = []
+            for name in locks.names():
+                if name.startswith((_PREPARED, _DISCARDED)) or (is_unit(name) and not _exists(f"{name}/owner", locks)):
+                    _remove_tree(name, locks.fd)
+                    swept.append(name)
+            return swept
+        finally:
+            locks.close()
+
+    def claim(self, owner: Owner) -> None:
+        """Lock all of `owner.units` for it, or none.
+
+        Raises:
+            UnitHeld: one of them has an owner; nothing was taken.
+            OSError: ENOSPC and the like; nothing was taken.
+
+        """
+        locks = self._state.sub(LOCKS, create=True)
+        text = owner.encode()
+        done: list[str] = []
+        try:
+            for unit in owner.units:
+                self._claim_one(locks, unit, owner.grant, text)
+                done.append(unit)
+        except (UnitHeld, OSError):
+            for unit in done:
+                self._discard(locks, unit)
+            raise
+        finally:
+            locks.close()
+
+    def _claim_one(self, locks: Directory, unit: str, grant: str, text: str) -> None:
+        prepared = f"{_PREPARED}{grant}-{unit}"
+        make_directory(prepared, locks.fd)
+        try:
+            write_new(f"{prepared}/owner", text, locks.fd)
+            os.rename(prepared, unit, src_dir_fd=locks.fd, dst_dir_fd=locks.fd)
+        except OSError as error:
+            _remove_tree(prepared, locks.fd)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise UnitHeld(unit, str(self._read_owner(locks, unit))) from error
+            raise
+
+    def _discard(self, locks: Directory, unit: str) -> None:
+        """Free the unit at once (a rename), then remove what is left of its lock."""
+        gone = f"{_DISCARDED}{os.getpid()}-{unit}"
+        os.rename(unit, gone, src_dir_fd=locks.fd, dst_dir_fd=locks.fd)
+        _remove_tree(gone, locks.fd)
+
+    def release(self, mine: "Callable[[Owner], bool]") -> "dict[str, Owner]":
+        """Free the units whose owner `mine` accepts and nothing else; return them with their owners."""
+        freed = {unit: owner for unit, owner in self.owners().items() if mine(owner)}
+        if freed:
+            locks = self._state.sub(LOCKS)
+            try:
+                for unit in freed:
+                    self._discard(locks, unit)
+            finally:
+                locks.close()
+        return freed
+
+    def retire(self, unit: str, facts: "Iterable[tuple[str, str]]") -> None:
+        """Grant the unit no more, whoever holds it now; after this returns nothing is granted on it."""
+        retired = self._state.sub(RETIRED, create=True)
+        try:
+            retired.replace(unit, encode_pairs(facts))
+        finally:
+            retired.close()
+
+    def restore(self, unit: str) -> bool:
+        """Undo `retire`; False if the unit was not retired."""
+        try:
+            retired = self._state.sub(RETIRED)
+        except FileNotFoundError:
+            return False
+        try:
+            return retired.remove(unit)
+        finally:
+            retired.close()
+
+
+def read_retired(parent: Directory) -> "dict[str, dict[str, str]]":
+    """Return the retirements recorded in `parent/retired`; one that cannot be read still counts as retired."""
+    try:
+        directory = parent.sub(RETIRED)
+    except FileNotFoundError:
+        return {}
+    try:
+        found = {}
+        for unit in filter(is_unit, directory.names()):
+            try:
+                found[unit] = decode_pairs(unit, directory.read(unit))
+            except FileNotFoundError:
+                continue
+            except (UnknownFormat, UntrustedFile, OSError) as error:
+                found[unit] = {"reason": f"unreadable record: {error}", "by": "unknown"}
+        return found
+    finally:
+        directory.close()
+
+
+def _exists(name: str, directory: Directory) -> bool:
+    try:
+        os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _remove_tree(name: str, dir_fd: int) -> None:
+    """Remove a lock directory of ours: at most files, one level deep."""
+    try:
+        inside = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    try:
+        for entry in os.listdir(inside):
+            os.unlink(entry, dir_fd=inside)
+    finally:
+        os.close(inside)
+    os.rmdir(name, dir_fd=dir_fd)

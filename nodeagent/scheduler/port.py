@@ -1,0 +1,52 @@
+"""What the agent asks of a scheduler; one adapter each for Slurm, Grid Engine and none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+REASON_PREFIX = "gpu-nodeagent/1: "
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """Whether the scheduler sends jobs to this node. `reason` is what stands there now, ours or somebody else's."""
+
+    drained: bool
+    reason: str = ""
+
+    @property
+    def ours(self) -> bool:
+        """Whether the reason is one that this product (any release of it) wrote."""
+        return self.reason.startswith("gpu-nodeagent/")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The nodes that share a limit: how many there are, and how many of them this product has drained."""
+
+    nodes: int
+    drained_by_us: int
+
+
+class Scheduler(Protocol):
+    """The scheduler as this node sees it. Every method may raise CommandFailed and ends within its time-out."""
+
+    name: str
+    spares_units: bool
+    """Whether it can be told to spare one GPU and keep the node."""
+
+    def node_state(self) -> NodeState:
+        """Return whether this node takes jobs."""
+
+    def fleet(self) -> Fleet:
+        """Count the nodes that share this node's limit."""
+
+    def drain(self, reason: str) -> None:
+        """Let running jobs end and start no new ones. The caller has looked at `node_state` just before."""
+
+    def resume(self) -> None:
+        """Take jobs again."""
+
+    def gres_minors(self) -> dict[int, int]:
+        """Return Slurm's GRES index -> device minor map; empty for others."""

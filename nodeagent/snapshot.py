@@ -1,0 +1,44 @@
+"""One cycle as the agent publishes it: facts, verdict, retirements and counters, for metrics, page and `status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nodeagent.gpu.facts import NodeFacts
+from nodeagent.health.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What has been counted since the agent started; keys are label values."""
+
+    xids: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """(uuid, xid) -> how often."""
+    hook_events: Mapping[str, int] = field(default_factory=dict)
+    """event kind -> how often hooks reported it."""
+    hook_events_dropped: int = 0
+    decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(retire|restore|drain|resume, done|refused|failed|dry-run) -> how often."""
+    probe_timeouts: int = 0
+    probe_crashes: int = 0
+    probes_abandoned: int = 0
+    """Probe processes that could not be ended because they are in state D."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one cycle found and did. `monotonic` and `wall` are when it ended, `drain_reason` is ours, if drained."""
+
+    node: str
+    pid: int
+    interval: float
+    monotonic: float
+    wall: float
+    facts: NodeFacts
+    verdict: Verdict
+    retired: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    drain_reason: str = ""
+    counters: Counters = field(default_factory=Counters)
+    cycle_seconds: float = 0.0
+    version: str = ""

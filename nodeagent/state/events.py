@@ -1,0 +1,120 @@
+"""What hooks did: one line an event, appended by them, taken up by the agent. Lean."""
+
+import fcntl
+import os
+import time
+
+from nodeagent.state.files import Directory, escape, unescape
+
+EVENTS = "events"
+TAKEN = "events.taken"
+DROPPED = "events.dropped"
+CAP = 8 << 20
+
+
+class Event:
+    """One thing that happened: `kind`, wall time in seconds, and named texts (job, user, units, why, …)."""
+
+    __slots__ = ("at", "fields", "kind")
+
+    def __init__(self, kind: str, at: float, fields: "dict[str, str]") -> None:
+        self.kind = kind
+        self.at = at
+        self.fields = fields
+
+
+def append(state: Directory, kind: str, **fields: str) -> bool:
+    """Record an event; False when it had to be dropped (cap reached, disk full): then only a counter grows.
+
+    An event is never worth a job: no error of the file system leaves this function.
+    """
+    columns = [f"{time.time():.3f}", kind, *(f"{key}={escape(value)}" for key, value in fields.items() if value)]
+    line = ("\t".join(columns) + "\n").encode("utf-8", "surrogateescape")
+    try:
+        fd = _open_current(state)
+        try:
+            if os.fstat(fd).st_size + len(line) <= CAP and os.write(fd, line) == len(line):
+                return True
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+    _count_dropped(state)
+    return False
+
+
+def _open_current(state: Directory) -> int:
+    """Open and lock the file that is `events` now (it may be taken up between the opening and the locking)."""
+    while True:
+        fd = os.open(
+            EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state.fd
+        )
+        try:
+            _lock_soon(fd)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _lock_soon(fd: int) -> None:
+    """Take the flock within 0.2 s, or raise: whoever holds it only writes a line or reads what waits."""
+    for _ in range(40):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.005)
+        else:
+            return
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _count_dropped(state: Directory) -> None:
+    """Add one byte to a file whose size is the count: no read, no rewrite, works when writers race."""
+    try:
+        fd = os.open(DROPPED, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=state.fd)
+        try:
+            os.write(fd, b".")
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+
+
+def dropped(state: Directory) -> int:
+    """Return how many events have been lost since boot."""
+    try:
+        return os.stat(DROPPED, dir_fd=state.fd).st_size
+    except OSError:
+        return 0
+
+
+def take(state: Directory) -> "list[Event]":
+    """Return the events that wait and remove them (the agent only); a crash in between repeats some, loses none."""
+    found = []
+    for name in (TAKEN, EVENTS):
+        try:
+            if name == EVENTS:
+                os.rename(EVENTS, TAKEN, src_dir_fd=state.fd, dst_dir_fd=state.fd)
+            fd = os.open(TAKEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.fd)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with os.fdopen(os.dup(fd), "rb") as file:
+                found += [event for line in file if (event := _decode(line)) is not None]
+            os.unlink(TAKEN, dir_fd=state.fd)
+        finally:
+            os.close(fd)
+    return found
+
+
+def _decode(line: bytes) -> "Event | None":
+    at, _, rest = line.decode("utf-8", "surrogateescape").rstrip("\n").partition("\t")
+    kind, *columns = rest.split("\t")
+    try:
+        return Event(kind, float(at), {k: unescape(v) for k, _, v in (c.partition("=") for c in columns)})
+    except ValueError:
+        return None

@@ -1,0 +1,160 @@
+"""The agent's last word for hooks: `state_dir/verdict`. Lean."""
+
+from nodeagent.errors import NoVerdict, UnknownFormat
+from nodeagent.lock.unit import is_unit
+from nodeagent.state.files import Directory, decode_lines, encode_pairs, escape, unescape
+
+VERDICT = "verdict"
+OK, DEGRADED, FAILED, UNKNOWN = "OK", "DEGRADED", "FAILED", "UNKNOWN"
+STATES = (OK, DEGRADED, FAILED, UNKNOWN)
+_COLUMNS = 9
+
+
+class UnitLine:
+    """One unit: identity, place and state. `index` and `minor` are -1 where NVML gave none, `numa` likewise.
+
+    `links` holds, for each unit in the file's order, the quality of the connection to it (0 for itself).
+    """
+
+    __slots__ = ("bus_id", "index", "links", "minor", "model", "numa", "state", "unit", "why")
+
+    def __init__(
+        self,
+        unit: str,
+        index: int,
+        minor: int,
+        bus_id: str,
+        model: str,
+        numa: int,
+        links: "tuple[int, ...]",
+        state: str,
+        why: str = "",
+    ) -> None:
+        self.unit = unit
+        self.index = index
+        self.minor = minor
+        self.bus_id = bus_id
+        self.model = model
+        self.numa = numa
+        self.links = links
+        self.state = state
+        self.why = why
+
+
+class VerdictFile:
+    """The verdict of one cycle.
+
+    `boot_id` and `monotonic` (seconds) say when; `pid` whose; `driver` is the running kernel module's version and
+    `binds` the bind list of the driver set that was checked for it (empty: none); `node_state` and `node_why` judge
+    the node as a whole; `interval` (seconds) is how often the agent writes.
+    """
+
+    __slots__ = ("binds", "boot_id", "driver", "interval", "monotonic", "node_state", "node_why", "pid", "units")
+
+    def __init__(
+        self,
+        boot_id: str,
+        monotonic: float,
+        units: "tuple[UnitLine, ...]",
+        pid: int = 0,
+        interval: float = 0.0,
+        driver: str = "",
+        binds: str = "",
+        node_state: str = OK,
+        node_why: str = "",
+    ) -> None:
+        self.boot_id = boot_id
+        self.monotonic = monotonic
+        self.units = units
+        self.pid = pid
+        self.interval = interval
+        self.driver = driver
+        self.binds = binds
+        self.node_state = node_state
+        self.node_why = node_why
+
+    def encode(self) -> str:
+        """Return the file's text."""
+        head = encode_pairs(
+            [
+                ("boot_id", self.boot_id),
+                ("monotonic", f"{self.monotonic:.3f}"),
+                ("interval", f"{self.interval:g}"),
+                ("pid", str(self.pid)),
+                ("driver", self.driver),
+                ("binds", self.binds),
+                ("node_state", self.node_state),
+                ("node_why", self.node_why),
+            ]
+        )
+        lines = [
+            "\t".join(
+                (
+                    line.unit,
+                    str(line.index),
+                    str(line.minor),
+                    line.bus_id,
+                    escape(line.model),
+                    str(line.numa),
+                    ",".join(map(str, line.links)),
+                    line.state,
+                    escape(line.why),
+                )
+            )
+            for line in self.units
+        ]
+        return head + "".join(f"{line}\n" for line in lines)
+
+
+def decode_verdict(what: str, text: str) -> VerdictFile:
+    """Read a verdict file's text.
+
+    Raises:
+        UnknownFormat: another release wrote it, or it is damaged.
+
+    """
+    pairs = {}
+    units = []
+    try:
+        for line in decode_lines(what, text):
+            fields = line.split("\t")
+            if len(fields) == 1:
+                key, _, value = line.partition("=")
+                pairs[key] = unescape(value)
+                continue
+            unit, index, minor, bus_id, model, numa, links, state, why = fields[:_COLUMNS]
+            if not is_unit(unit) or state not in STATES:
+                raise UnknownFormat(what, line)
+            weights = tuple(map(int, links.split(","))) if links else ()
+            units.append(
+                UnitLine(
+                    unit, int(index), int(minor), bus_id, unescape(model), int(numa), weights, state, unescape(why)
+                )
+            )
+        return VerdictFile(
+            pairs["boot_id"],
+            float(pairs["monotonic"]),
+            tuple(units),
+            int(pairs["pid"]),
+            float(pairs["interval"]),
+            pairs["driver"],
+            pairs["binds"],
+            pairs["node_state"],
+            pairs["node_why"],
+        )
+    except (KeyError, ValueError) as error:
+        raise UnknownFormat(what, str(error)) from error
+
+
+def read_verdict(state: Directory) -> VerdictFile:
+    """Return the agent's last word.
+
+    Raises:
+        NoVerdict: there is none.
+        UnknownFormat, UntrustedFile: it cannot be believed.
+
+    """
+    try:
+        return decode_verdict(VERDICT, state.read(VERDICT))
+    except FileNotFoundError as error:
+        raise NoVerdict(f"{state.path}/{VERDICT}") from error
