@@ -10,15 +10,18 @@ REASON_PREFIX = "gpu-nodeagent/1: "
 
 @dataclass(frozen=True)
 class NodeState:
-    """Whether the scheduler sends jobs to this node. `reason` is what stands there now, ours or somebody else's."""
+    """Whether the scheduler sends jobs to this node.
+
+    `reason` is what stands there now, ours or somebody else's; None where the scheduler keeps no reasons.
+    """
 
     drained: bool
-    reason: str = ""
+    reason: str | None = ""
 
     @property
-    def ours(self) -> bool:
-        """Whether the reason is one that this product (any release of it) wrote."""
-        return self.reason.startswith("gpu-nodeagent/")
+    def foreign(self) -> bool:
+        """Whether somebody else wrote the reason: then it is neither overwritten nor taken back."""
+        return bool(self.reason) and not str(self.reason).startswith("gpu-nodeagent/")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""`Config` → `hook.conf`: what hooks need, as lines that a bare interpreter reads in microseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+
+from nodeagent.config.load import flatten
+from nodeagent.config.model import Config, Loaded
+from nodeagent.errors import CommandFailed
+from nodeagent.scheduler.registry import node_name
+from nodeagent.scheduler.sge import SgeScheduler
+from nodeagent.scheduler.slurm import SlurmScheduler
+from nodeagent.state.hook_conf import HookConf, Source
+
+
+def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
+    """Return hook.conf for a configuration and what could not be learned from the scheduler (one line each).
+
+    Asks the scheduler for what the configuration leaves to it (Slurm's GRES map, the Grid Engine complex), each
+    within its time-out. What it does not answer has the safe default: no GRES map (hooks then record nothing and say
+    so), a consumable of kind YES.
+    """
+    config = loaded.config
+    settings = {key: _text(value) for key, value in flatten(config, hook_only=True)}
+    settings["node_name"] = node_name(config)
+    problems: list[str] = []
+    gres: dict[int, int] = {}
+    if config.scheduler.kind == "slurm":
+        gres = _slurm(config, settings, problems)
+    if config.scheduler.kind == "sge":
+        _sge(config, settings, problems)
+    sources = tuple(
+        Source(os.fspath(path), mtime_ns, len(data), hashlib.sha256(data).hexdigest())
+        for path, mtime_ns, data in loaded.sources
+    )
+    return HookConf(settings, sources, gres), problems
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dict[int, int]:
+    scheduler = SlurmScheduler(config, settings["node_name"])
+    constrains = config.scheduler.slurm.constrains_devices
+    try:
+        if constrains == "auto":
+            constrains = "yes" if scheduler.constrains_devices() else "no"
+        gres = scheduler.gres_minors()
+        if not gres:
+            problems.append(f"slurmd -G names no {config.scheduler.slurm.gres} device files for this node")
+    except CommandFailed as error:
+        problems.append(str(error))
+        gres = {}
+    settings["scheduler.slurm.constrains_devices"] = constrains
+    return gres
+
+
+def _sge(config: Config, settings: dict[str, str], problems: list[str]) -> None:
+    sge = config.scheduler.sge
+    shortcut, consumable = "", sge.consumable
+    try:
+        found = SgeScheduler(config, settings["node_name"]).complex(sge.complex)
+        if found is None:
+            problems.append(f"the cell has no complex {sge.complex!r} (see `gpu-nodeagent discover sge`)")
+        else:
+            shortcut = found.shortcut
+            consumable = found.consumable if consumable == "auto" else consumable
+    except CommandFailed as error:
+        problems.append(str(error))
+    settings["scheduler.sge.shortcut"] = shortcut
+    settings["scheduler.sge.consumable"] = consumable if consumable in ("YES", "JOB") else "YES"
+    settings["scheduler.sge.admin_uids"] = " ".join(str(uid) for uid in _admin_uids(sge.admin_user, sge.root, sge.cell))
+
+
+def _admin_uids(admin_user: str, root: str, cell: str) -> list[int]:
+    """Return the uids that may own the exec daemon's spool: root's and the admin user's (from the cell's bootstrap)."""
+    name = admin_user
+    if name == "auto":
+        name = "root"
+        try:
+            with open(f"{root}/{cell}/common/bootstrap", encoding="utf-8", errors="replace") as file:
+                name = next((line.split()[1] for line in file if line.split()[:1] == ["admin_user"]), "root")
+        except (OSError, IndexError):
+            pass
+    try:
+        return sorted({0, pwd.getpwnam(name).pw_uid})
+    except KeyError:
+        return [0]

@@ -1,0 +1,109 @@
+"""Taking units for a job: by choice (the lock decides) or on record (the scheduler decided). Lean."""
+
+import time
+
+from nodeagent.errors import UnitsUnavailable
+from nodeagent.hook.node import Node
+from nodeagent.lock.placement import choose
+from nodeagent.lock.record import Owner
+from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, VerdictFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_POLL = 0.1
+
+
+class UnitsRetired(UnitsUnavailable):
+    """Enough units exist, but too few of them are in service: another node may do better."""
+
+
+class UnitsBusy(UnitsUnavailable):
+    """Enough units are in service, but others still hold them."""
+
+
+def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float) -> "list[UnitLine]":
+    """Choose `count` healthy free units, lock them all for `owner` and return them; waits up to `wait` seconds.
+
+    What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first.
+
+    Raises:
+        UnitsUnavailable: the node has fewer units than that, whatever happens.
+        UnitsRetired: too few are in service.
+        UnitsBusy: too few were free in time.
+        LockBusy, OSError: nothing could be locked; nothing is.
+
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        with node.store.exclusive():
+            node.store.sweep()
+            node.store.release(lambda held: held.is_job(owner.scheduler, owner.node, owner.job, owner.task))
+            held = node.store.owners()
+            retired = node.store.retired()
+            usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and u.unit not in retired]
+            free = [u for u in usable if u.unit not in held]
+            if len(free) >= count:
+                chosen = _choose(verdict, free, count)
+                owner.units = tuple(unit.unit for unit in chosen)
+                node.store.claim(owner)
+                return chosen
+        numbers = (count, len(verdict.units), len(usable), len(free))
+        if count > len(verdict.units):
+            raise UnitsUnavailable(*numbers)
+        if count > len(usable):
+            raise UnitsRetired(*numbers)
+        if time.monotonic() >= deadline:
+            raise UnitsBusy(*numbers)
+        time.sleep(_POLL)
+
+
+def _choose(verdict: VerdictFile, free: "Sequence[UnitLine]", count: int) -> "list[UnitLine]":
+    column = {unit.unit: at for at, unit in enumerate(verdict.units)}
+    places = [column[unit.unit] for unit in free]
+    links = [[unit.links[at] if at < len(unit.links) else 0 for at in places] for unit in free]
+    return [free[at] for at in choose(count, links, [unit.state != OK for unit in free])]
+
+
+class Recorded:
+    """What became of a grant that the scheduler made: `locked` units, `conflicts` (unit, holder), `unfit` (unit, why).
+
+    With anything `unfit` nothing is locked.
+    """
+
+    __slots__ = ("conflicts", "locked", "unfit")
+
+    def __init__(self) -> None:
+        self.locked: tuple[str, ...] = ()
+        self.conflicts: list[tuple[str, str]] = []
+        self.unfit: list[tuple[str, str]] = []
+
+
+def record(node: Node, owner: Owner, units: "Iterable[UnitLine]") -> Recorded:
+    """Lock what the scheduler granted; where it cannot be locked say why, and let the scheduler's word stand.
+
+    Raises:
+        LockBusy, OSError: nothing could be locked; nothing is.
+
+    """
+    done = Recorded()
+    with node.store.exclusive():
+        node.store.sweep()
+        node.store.release(lambda held: held.is_job(owner.scheduler, owner.node, owner.job, owner.task))
+        retired = node.store.retired()
+        held = node.store.owners()
+        wanted = []
+        for unit in units:
+            if unit.unit in retired:
+                done.unfit.append((unit.unit, retired[unit.unit].get("reason", "retired")))
+            elif unit.state == FAILED and node.fresh:
+                done.unfit.append((unit.unit, unit.why or "failed"))
+            elif unit.unit in held:
+                done.conflicts.append((unit.unit, str(held[unit.unit])))
+            else:
+                wanted.append(unit.unit)
+        if not done.unfit and wanted:
+            owner.units = done.locked = tuple(wanted)
+            node.store.claim(owner)
+    return done

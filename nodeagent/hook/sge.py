@@ -1,0 +1,217 @@
+"""Grid Engine's prolog and epilog, run as `root@`: the lock decides which GPUs a job gets. Lean."""
+
+import os
+
+from nodeagent.errors import BadRequest, UnitsUnavailable, UntrustedFile
+from nodeagent.hook import emit, epilog, prolog
+from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
+from nodeagent.hook.node import Node, open_node, tell_user
+from nodeagent.hook.sge_job import UnknownJobFile, job_file, requested
+from nodeagent.lock.record import Owner
+from nodeagent.state.files import check_parents, read_trusted_bytes
+from nodeagent.state.hook_conf import HookConf
+from nodeagent.state.verdict_file import FAILED, UnitLine, VerdictFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+DEFAULT_COMPLEX = "gpu"
+_RERUNS = "reruns"
+_QSTAT_TIMEOUT = 1.5
+
+
+class Job:
+    """The job as Grid Engine's own files tell it: `job`, `task` (empty outside arrays), spool directories, owner."""
+
+    __slots__ = ("admin_uids", "directory", "job", "settings", "spool", "task")
+
+    def __init__(self, conf: "HookConf | None", environ: "Mapping[str, str]") -> None:
+        """Find the job's spool directory.
+
+        Grid Engine sets JOB_ID, SGE_TASK_ID and SGE_JOB_SPOOL_DIR itself, over any value of the user's; still the
+        directory is believed only if root or Grid Engine's administrator owns it and all above it.
+
+        Raises:
+            BadRequest, UntrustedFile, OSError: this is not called by Grid Engine's shepherd.
+
+        """
+        self.job = environ.get("JOB_ID", "")
+        task = environ.get("SGE_TASK_ID", "undefined")
+        self.task = "" if task == "undefined" else task
+        self.directory = environ.get("SGE_JOB_SPOOL_DIR", "")
+        if not (self.job.isascii() and self.job.isdigit() and len(self.job) <= 10):  # noqa: PLR2004
+            raise BadRequest("JOB_ID", self.job, "a job id")
+        if self.task and not (self.task.isascii() and self.task.isdigit()):
+            raise BadRequest("SGE_TASK_ID", self.task, "a task id")
+        if not self.directory.endswith(f"/active_jobs/{self.job}.{self.task or '1'}"):
+            raise BadRequest("SGE_JOB_SPOOL_DIR", self.directory, "this job's active_jobs directory")
+        self.spool = self.directory.rpartition("/active_jobs/")[0]
+        admins = conf.settings.get("scheduler.sge.admin_uids", "0") if conf is not None else "0"
+        self.admin_uids = tuple(int(uid) for uid in admins.split())
+        check_parents(f"{self.directory}/config", self.admin_uids)
+        pairs = (line.partition("=") for line in self.read("config").decode("utf-8", "surrogateescape").split("\n"))
+        self.settings = {key: value for key, _, value in pairs}
+
+    def read(self, name: str) -> bytes:
+        """Return a file of the job's spool directory."""
+        return read_trusted_bytes(f"{self.directory}/{name}", self.admin_uids)[0]
+
+    def slots_here(self, host: str) -> int:
+        """Return the job's slots on this host: what its pe_hostfile says, 1 for a serial job."""
+        try:
+            lines = self.read("pe_hostfile").decode("utf-8", "replace").split("\n")
+        except FileNotFoundError:
+            return 1
+        rows = [fields for fields in (line.split() for line in lines) if len(fields) > 1 and fields[1].isdigit()]
+        mine = [fields for fields in rows if fields[0] == host] or rows[:1]  # the master host is the first
+        return max(1, sum(int(fields[1]) for fields in mine))
+
+    def export(self, pairs: "Iterable[tuple[str, str]]") -> None:
+        """Append to the environment that the job will get; the last line of a name wins over the user's own."""
+        data = "".join(f"{name}={value}\n" for name, value in pairs).encode("utf-8", "surrogateescape")
+        path = f"{self.directory}/environment"
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_uid not in (0, os.geteuid(), *self.admin_uids):
+                raise UntrustedFile(path, "it belongs to a user")
+            if os.write(fd, data) != len(data):
+                raise OSError(28, "no space for the job's environment", path)
+        finally:
+            os.close(fd)
+
+
+def count_of(node: Node, job: Job) -> int:
+    """Return how many GPUs the job was granted on this host.
+
+    A YES consumable counts for each slot, a JOB consumable once a job (and is booked on the master host, where the
+    prolog runs).
+    """
+    conf = node.conf
+    name = conf.text("scheduler.sge.complex") if conf is not None else DEFAULT_COMPLEX
+    path = job_file(job.spool, job.job, job.task)
+    try:
+        amount = requested(path, read_trusted_bytes(path, job.admin_uids)[0], name)
+    except (UnknownJobFile, OSError) as error:
+        node.event("job_file_unknown", job=job.job, task=job.task, why=str(error))
+        if conf is None:
+            raise
+        amount = _ask_qmaster(conf, job.job, name)
+    if not amount or (conf is not None and conf.text("scheduler.sge.consumable") == "JOB"):
+        return amount
+    return amount * job.slots_here(conf.text("node_name") if conf is not None else "")
+
+
+def _ask_qmaster(conf: HookConf, job: str, name: str) -> int:
+    """Return the amount that `qstat -xml` knows: the binary itself, a time-out, a clean environment."""
+    from xml.etree import ElementTree
+
+    from nodeagent.scheduler.command import run
+
+    environment = {f"SGE_{key.upper()}": conf.text(f"scheduler.sge.{key}") for key in ("root", "cell", "arch")}
+    for key in ("qmaster_port", "execd_port"):
+        if conf.text(f"scheduler.sge.{key}") != "0":
+            environment[f"SGE_{key.upper()}"] = conf.text(f"scheduler.sge.{key}")
+    said = run((f"{conf.text('scheduler.sge.bin_dir')}/qstat", "-xml", "-j", job), environment, _QSTAT_TIMEOUT)
+    try:
+        root = ElementTree.fromstring(said)  # noqa: S314  Grid Engine's own binary wrote it, user texts are escaped
+    except ElementTree.ParseError as error:
+        raise UnknownJobFile(f"qstat -xml -j {job}", str(error)) from error
+    amounts = [
+        float(request.findtext("CE_doubleval", "0"))
+        for request in root.iterfind(".//JB_hard_resource_list/qstat_l_requests")
+        if request.findtext("CE_name") == name
+    ]
+    return int(amounts[-1]) if amounts else 0
+
+
+@guarded("sge prolog", on_error=SGE_RERUN)
+def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
+    """Choose, lock and export the job's GPUs; a job without any is told to see none."""
+    node = open_node(arguments)
+    job = Job(node.conf, environ)
+    count = count_of(node, job)
+    if not count:
+        job.export(emit.gpu_environment(emit.NO_DEVICES))
+        return 0
+    if node.conf is None or node.verdict is None:
+        return SGE_RERUN
+    return _grant(node, node.conf, node.verdict, job, count, environ)
+
+
+def _grant(
+    node: Node, conf: HookConf, verdict: VerdictFile, job: Job, count: int, environ: "Mapping[str, str]"
+) -> int:
+    """Take the units, or say by the status what becomes of the job (DESIGN: outcomes of hooks)."""
+    owner = node.owner(
+        "sge",
+        job.job,
+        task=job.task,
+        cluster=conf.text("scheduler.sge.cell"),
+        node=conf.text("node_name"),
+        user=job.settings.get("job_owner", ""),
+    )
+    unfit = ""
+    if node.fresh and verdict.node_state == FAILED:
+        unfit = f"node: {verdict.node_why}"
+    elif not node.fresh and conf.text("hooks.on_internal_error") == "refuse":
+        unfit = "the agent is not running, and on_internal_error is refuse"
+    if unfit:
+        node.event("gave_back", owner, why=unfit)
+        return SGE_RERUN
+    try:
+        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"))
+    except prolog.UnitsRetired as error:
+        return _give_back(node, conf, owner, error)
+    except prolog.UnitsBusy as error:
+        node.event("gave_back", owner, why=str(error))
+        return SGE_RERUN
+    except UnitsUnavailable as error:
+        node.event("malformed_request", owner, why=str(error))
+        tell_user(str(error))
+        return SGE_USER_ERROR
+    try:
+        job.export(_environment(node, conf, units, environ))
+    except BaseException:
+        epilog.release(node, "sge", owner.node, owner.job, owner.task)
+        raise
+    node.state.remove(_rerun_name(owner))
+    node.event("grant", owner, units=" ".join(owner.units))
+    return 0
+
+
+def _environment(
+    node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]"
+) -> "list[tuple[str, str]]":
+    binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
+    return [*emit.gpu_environment(emit.visible_devices(conf, units)), *binds]
+
+
+def _rerun_name(owner: Owner) -> str:
+    return f"{_RERUNS}.{owner.job}.{owner.task}"
+
+
+def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable) -> int:
+    """Send the job elsewhere, at most `max_reruns` times from this node; then it waits for somebody to look."""
+    name = _rerun_name(owner)
+    try:
+        runs = len(node.state.read(name))
+    except OSError:
+        runs = 0
+    node.event("gave_back", owner, why=str(error), reruns=str(runs))
+    if runs >= conf.number("hooks.max_reruns"):
+        node.state.remove(name)
+        tell_user(f"{error}; this job was sent back {runs} times, so it now waits: ask your administrator")
+        return SGE_USER_ERROR
+    node.state.replace(name, "." * (runs + 1))
+    return SGE_RERUN
+
+
+@guarded("sge epilog")
+def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
+    """Free what this job holds on this node, by the lock's record alone."""
+    node = open_node(arguments)
+    job = Job(node.conf, environ)
+    if node.conf is not None:
+        epilog.release(node, "sge", node.conf.text("node_name"), job.job, job.task)
+    return 0

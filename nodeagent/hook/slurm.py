@@ -1,0 +1,204 @@
+"""Slurm's Prolog, TaskProlog and Epilog: Slurm decides which GPUs, the lock records. Lean."""
+
+import os
+
+from nodeagent.errors import BadRequest, NodeAgentError
+from nodeagent.hook import emit, epilog, prolog
+from nodeagent.hook.boundary import guarded
+from nodeagent.hook.node import Node, open_node
+from nodeagent.lock.record import Owner
+from nodeagent.state.verdict_file import FAILED, UnitLine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_MOST_GPUS = 256
+_COMMAND_TIMEOUT = 1.5
+
+
+def parse_indices(text: str) -> "list[int]":
+    """Read a list of GRES indices such as `0,2` or `0-3,6`.
+
+    Raises:
+        BadRequest: it is anything else.
+
+    """
+    indices: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        # isascii: isdigit alone takes other scripts' digits, which int() would read
+        if not (_is_index(first) and _is_index(last if dash else first)):
+            raise BadRequest("SLURM_JOB_GPUS", text, "a list of GPU indices such as 0,2")
+        indices += range(int(first), int(last if dash else first) + 1)
+        if len(indices) > _MOST_GPUS:
+            raise BadRequest("SLURM_JOB_GPUS", text, f"a list of at most {_MOST_GPUS} GPUs")
+    return list(dict.fromkeys(indices))
+
+
+def _is_index(word: str) -> bool:
+    # isdigit alone takes other scripts' digits too
+    return word.isascii() and word.isdigit() and len(word) <= 4  # noqa: PLR2004
+
+
+def _job_id(environ: "Mapping[str, str]") -> str:
+    job = environ.get("SLURM_JOB_ID", "")
+    if not (job.isascii() and job.isdigit() and len(job) <= 20):  # noqa: PLR2004
+        raise BadRequest("SLURM_JOB_ID", job, "a job id")
+    return job
+
+
+def units_of(node: Node, indices: "Sequence[int]") -> "tuple[list[UnitLine], list[int]]":
+    """Return the units that GRES indices mean on this node, and the indices that mean none.
+
+    Index → device minor as `slurmd -G` said when hook.conf was compiled, minor → unit as the agent saw last.
+    """
+    assert node.conf is not None  # noqa: S101  the caller has looked
+    lines = node.verdict.units if node.verdict is not None else ()
+    by_minor = {line.minor: line for line in lines}
+    units = []
+    unmapped = []
+    for index in indices:
+        line = by_minor.get(node.conf.gres_minors.get(index, -2))
+        if line is None:
+            unmapped.append(index)
+        else:
+            units.append(line)
+    return units, unmapped
+
+
+@guarded("slurm prolog")
+def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
+    """Prolog=: record the grant in the lock; give the job back if what it was granted is out of service."""
+    node = open_node(arguments)
+    job = _job_id(environ)
+    granted = environ.get("SLURM_JOB_GPUS", "")
+    if node.conf is None:
+        return 0
+    owner = node.owner(
+        "slurm",
+        job,
+        cluster=environ.get("SLURM_CLUSTER_NAME", ""),
+        node=node.conf.text("node_name"),
+        run=environ.get("SLURM_JOB_RESTART_COUNT", ""),
+        user=environ.get("SLURM_JOB_USER", ""),
+        uid=environ.get("SLURM_JOB_UID", ""),
+    )
+    try:
+        indices = parse_indices(granted) if granted else []
+    except BadRequest as error:
+        node.event("malformed_request", owner, why=str(error))
+        return 0
+    if not indices:
+        return 0
+    if node.fresh and node.verdict is not None and node.verdict.node_state == FAILED:
+        return _give_back(node, owner, f"node: {node.verdict.node_why}")
+    units, unmapped = units_of(node, indices)
+    if unmapped:
+        node.event("unmapped", owner, why=f"no GPU known for GRES index {','.join(map(str, unmapped))}")
+    done = prolog.record(node, owner, units)
+    if done.unfit:
+        return _give_back(node, owner, "; ".join(f"{unit}: {why}" for unit, why in done.unfit))
+    for unit, holder in done.conflicts:
+        node.event("conflict", owner, units=unit, why=f"granted by Slurm although held by {holder}")
+    if done.locked:
+        node.event("grant", owner, units=" ".join(done.locked))
+    return 0
+
+
+def _give_back(node: Node, owner: Owner, why: str) -> int:
+    """Requeue the job (batch) or cancel it with a message (interactive); the node is not drained by this."""
+    node.event("gave_back", owner, why=why)
+    words = f"gpu-nodeagent: job {owner.job} was sent away from {owner.node}: {why}"
+    # A requeue is refused for interactive jobs: those are told, then ended.
+    if not _scontrol(node, "requeue", owner.job):
+        _scontrol(node, "notify", owner.job, " ".join(words.split())[:300])
+        if not _command(node, "scancel", owner.job):
+            node.event("give_back_failed", owner, why=why)
+    return 0
+
+
+def _scontrol(node: Node, *arguments: str) -> bool:
+    return _command(node, "scontrol", *arguments)
+
+
+def _command(node: Node, program: str, *arguments: str) -> bool:
+    """Run one of Slurm's commands; only abnormal rows of the outcome table come here."""
+    from nodeagent.scheduler.command import run
+
+    assert node.conf is not None  # noqa: S101  _give_back is reached only with one
+    conf = node.conf.text("scheduler.slurm.conf")
+    argv = (f"{node.conf.text('scheduler.slurm.bin_dir')}/{program}", *arguments)
+    try:
+        run(argv, {"SLURM_CONF": conf} if conf else {}, _COMMAND_TIMEOUT)
+    except NodeAgentError as error:
+        node.event("command_failed", why=str(error))
+        return False
+    return True
+
+
+@guarded("slurm epilog")
+def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
+    """Epilog=: free what this job holds on this node."""
+    node = open_node(arguments)
+    job = _job_id(environ)
+    if node.conf is not None:
+        epilog.release(node, "slurm", node.conf.text("node_name"), job)
+    return 0
+
+
+@guarded("slurm-task prolog", as_user=True)
+def run_task_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
+    """TaskProlog=: print what is to be added to the task's environment; runs as the job's user.
+
+    Slurm's own binding of the step is never widened: CUDA_VISIBLE_DEVICES stays as it is, or its very devices are
+    named differently. A job whose request makes no sense fails here, with a message, rather than draining a node.
+    """
+    node = open_node(arguments)
+    if node.conf is None:
+        return 0
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        if environ.get(name):
+            parse_indices(environ[name])
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    out: list[tuple[str, str]] = []
+    if not _has_gpus(environ):
+        if node.conf.text("scheduler.slurm.constrains_devices") == "no":
+            out += emit.gpu_environment(emit.NO_DEVICES)
+    else:
+        if visible and visible.isprintable():
+            out += emit.gpu_environment(_translate(node, visible))
+        out += emit.bind_environment(emit.driver_binds(node.conf, node.verdict), environ)
+    data = "".join(f"export {name}={value}\n" for name, value in out)
+    os.write(1, data.encode("utf-8", "surrogateescape"))
+    return 0
+
+
+def _has_gpus(environ: "Mapping[str, str]") -> bool:
+    """Say whether Slurm gave this job anything of a GPU: whole, shard or MPS.
+
+    CUDA_VISIBLE_DEVICES says nothing about that: `--gpu-bind=none` leaves it unset, and a user's own may have come
+    along from the submission host.
+    """
+    return "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in environ or any(
+        name.startswith("SLURM_") and ("GPU" in name or "SHARD" in name) and value not in ("", "0")
+        for name, value in environ.items()
+        if name not in ("SLURM_GPU_FREQ", "SLURM_GPU_BIND")
+    )
+
+
+def _translate(node: Node, visible: str) -> str:
+    """Return the same devices as CUDA counts them.
+
+    Where Slurm constrains devices its numbers are already relative to what the task sees. Elsewhere they are GRES
+    indices, which differ from CUDA's when the device files do not begin at 0 or a GPU has fallen off the bus.
+    """
+    assert node.conf is not None  # noqa: S101  the caller has looked
+    if node.conf.text("scheduler.slurm.constrains_devices") != "no" or not visible.replace(",", "").isdigit():
+        return visible
+    units, unmapped = units_of(node, parse_indices(visible))
+    if unmapped or any(unit.index < 0 for unit in units):
+        return visible
+    if node.conf.text("hooks.cuda_visible_devices") == "uuid":
+        return emit.visible_devices(node.conf, units)
+    return ",".join(str(unit.index) for unit in units)

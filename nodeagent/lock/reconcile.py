@@ -1,0 +1,33 @@
+"""Which locks outlived their owner: freed only when it is surely gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
+
+
+def gone(owners: Mapping[str, Owner], boot_id: str, start_of: Callable[[str], str]) -> dict[str, str]:
+    """Return the grants that are over, with the reason: pure, the caller frees them under the flock.
+
+    Args:
+        owners: unit → owner, as the store gave them under the flock.
+        boot_id: of the running kernel; empty when it could not be read (then nothing is judged by it).
+        start_of: pid → start time, empty if that process is gone.
+
+    A grant is over when it is from another boot, when the process of an `exec` is gone, or when it is incomplete
+    (its hook was killed between two units) and the hook that was writing it is gone.
+
+    """
+    over = {}
+    for owner in owners.values():
+        if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE):
+            continue
+        dead = bool(owner.pid) and start_of(owner.pid) != owner.pid_start
+        if boot_id and owner.boot_id and owner.boot_id != boot_id:
+            over[owner.grant] = "it is from another boot"
+        elif owner.scheduler == "local" and dead:
+            over[owner.grant] = f"its process {owner.pid} is gone"
+        elif dead and any(owners.get(unit, owner).grant != owner.grant or unit not in owners for unit in owner.units):
+            over[owner.grant] = f"it is incomplete and its hook {owner.pid} is gone"
+    return over

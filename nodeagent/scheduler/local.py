@@ -1,0 +1,30 @@
+"""No scheduler: nothing to drain, nobody to ask; locks alone decide (`gpu-nodeagent exec`)."""
+
+from __future__ import annotations
+
+from nodeagent.scheduler.port import Fleet, NodeState
+
+
+class LocalScheduler:
+    """A node on its own. `spares_units`: a retired GPU is simply never granted."""
+
+    name = "local"
+    spares_units = True
+
+    def node_state(self) -> NodeState:
+        """See Scheduler."""
+        return NodeState(False)
+
+    def fleet(self) -> Fleet:
+        """See Scheduler."""
+        return Fleet(1, 0)
+
+    def drain(self, reason: str) -> None:
+        """See Scheduler: there is nothing to tell."""
+
+    def resume(self) -> None:
+        """See Scheduler: there is nothing to tell."""
+
+    def gres_minors(self) -> dict[int, int]:
+        """See Scheduler."""
+        return {}

@@ -1,0 +1,123 @@
+"""Slurm through its own commands: scontrol, sinfo, slurmd -G."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from nodeagent.config.model import Config
+from nodeagent.scheduler.command import Runner, run
+from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+
+_MARK = "@@"
+_GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
+_BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
+
+
+class SlurmScheduler:
+    """One node of a Slurm cluster. A single GPU cannot be spared without draining the node (see docs/decisions)."""
+
+    name = "slurm"
+    spares_units = False
+
+    def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
+        self._bin = config.scheduler.slurm.bin_dir
+        self._sbin = config.scheduler.slurm.sbin_dir
+        self._conf = config.scheduler.slurm.conf
+        self._gres = config.scheduler.slurm.gres
+        self._timeout = config.scheduler.command_timeout
+        self._node = node
+        self._runner = runner
+
+    def _run(self, *argv: str, complaints: bool = False) -> str:
+        environment = {"SLURM_CONF": self._conf} if self._conf else {}
+        return self._runner(argv, environment, self._timeout, complaints)
+
+    def node_state(self) -> NodeState:
+        """See Scheduler. Read with the reason last, because a reason may hold newlines."""
+        said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-n", self._node, "-o", f"{_MARK}%T|%E")
+        for state, reason in _records(said, 2):
+            return NodeState("drain" in state.lower(), "" if reason == "none" else reason)
+        return NodeState(False)
+
+    def fleet(self) -> Fleet:
+        """See Scheduler: the nodes of this node's partitions."""
+        said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-a", "-o", f"{_MARK}%R|%N|%T|%E")
+        rows = list(_records(said, 4))
+        partitions = {partition for partition, node, _, _ in rows if node == self._node}
+        nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
+        ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
+        return Fleet(len(nodes), ours)
+
+    def drain(self, reason: str) -> None:
+        """See Scheduler."""
+        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
+
+    def resume(self) -> None:
+        """See Scheduler."""
+        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
+
+    def gres_minors(self) -> dict[int, int]:
+        """See Scheduler: from what `slurmd -G` says of this node, records counted in the order in which it says them."""
+        said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
+        return parse_gres(said, self._gres)
+
+
+    def constrains_devices(self) -> bool:
+        """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""
+        said = self._run(f"{self._bin}/scontrol", "show", "config")
+        match = re.search(r"^ConstrainDevices\s*=\s*(\w+)", said, re.MULTILINE)
+        return match is not None and match.group(1).lower() == "yes"
+
+
+def _records(said: str, columns: int) -> Iterator[tuple[str, ...]]:
+    for record in said.split(_MARK)[1:]:
+        fields = record.rstrip("\n").split("|", columns - 1)
+        if len(fields) == columns:
+            yield tuple(fields)
+
+
+def parse_gres(said: str, name: str) -> dict[int, int]:
+    """Return GRES index -> device minor from the lines of `slurmd -G`.
+
+    Indices run over the records in their order, a record without File takes its count of them. The minor is the
+    device file's own (so a renamed node is right too) or, where it cannot be read, the number at the end of its name.
+    """
+    minors: dict[int, int] = {}
+    index = 0
+    for found, count, files in _GRES.findall(said):
+        if found != name:
+            continue
+        paths = list(_expand(files)) if files and files != "(null)" else []
+        for at, path in enumerate(paths):
+            minor = _minor(path)
+            if minor is not None:
+                minors[index + at] = minor
+        index += max(int(count), len(paths))
+    return minors
+
+
+def _expand(files: str) -> Iterator[str]:
+    """Yield the names of a host-list expression such as /dev/nvidia[0-3,6]."""
+    match = _BRACKETS.fullmatch(files)
+    if match is None:
+        yield from files.split(",")
+        return
+    before, inside, after = match.groups()
+    for part in inside.split(","):
+        first, _, last = part.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            yield f"{before}{number}{after}"
+
+
+def _minor(path: str) -> int | None:
+    try:
+        status = os.stat(path)
+        if stat.S_ISCHR(status.st_mode):
+            return os.minor(status.st_rdev)
+    except OSError:
+        pass
+    digits = re.search(r"(\d+)$", path)
+    return int(digits.group(1)) if digits else None
