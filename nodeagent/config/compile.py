@@ -23,8 +23,7 @@ def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
     so), a consumable of kind YES.
     """
     config = loaded.config
-    settings = {key: _text(value) for key, value in flatten(config, hook_only=True)}
-    settings["node_name"] = node_name(config)
+    settings = hook_settings(config)
     problems: list[str] = []
     gres: dict[int, int] = {}
     if config.scheduler.kind == "slurm":
@@ -36,6 +35,13 @@ def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
         for path, mtime_ns, data in loaded.sources
     )
     return HookConf(settings, sources, gres), problems
+
+
+def hook_settings(config: Config) -> dict[str, str]:
+    """Return the settings that hooks read, without asking anybody."""
+    settings = {key: _text(value) for key, value in flatten(config, hook_only=True)}
+    settings["node_name"] = node_name(config)
+    return settings
 
 
 def _text(value: object) -> str:

@@ -49,48 +49,28 @@ def state_dir(config: str) -> str:
 
 
 class Node:
-    """The node as a hook sees it. What is wrong with it is in `trouble` (event kind, words), and already recorded.
+    """The node as a hook sees it.
 
     `conf` is None when hooks were never configured, `verdict` is None when the agent never spoke since boot; `fresh`
     says whether its word is recent enough to rely on.
     """
 
-    __slots__ = ("boot_id", "conf", "fresh", "state", "store", "trouble", "verdict")
+    __slots__ = ("boot_id", "conf", "fresh", "state", "store", "verdict")
 
-    def __init__(self, state: Directory) -> None:
+    def __init__(
+        self,
+        state: Directory,
+        boot: str,
+        conf: "HookConf | None" = None,
+        verdict: "VerdictFile | None" = None,
+        fresh: bool = False,
+    ) -> None:
         self.state = state
         self.store = Store(state)
-        self.trouble: list[tuple[str, str]] = []
-        self.conf: HookConf | None = None
-        self.verdict: VerdictFile | None = None
-        self.fresh = False
-        try:
-            self.conf = read_hook_conf(state)
-        except (NoHookConf, UnknownFormat, UntrustedFile) as error:
-            self.boot_id = boot_id("/proc")
-            self._trouble("no_hook_conf", str(error))
-            return
-        self.boot_id = boot_id(self.conf.text("roots.proc"))
-        changed = self.conf.stale_sources()
-        if changed:
-            self._trouble("hook_conf_stale", f"{changed[0]} changed after hook.conf was compiled; reload the agent")
-        try:
-            verdict = read_verdict(state)
-        except (NoVerdict, UnknownFormat, UntrustedFile) as error:
-            self._trouble("no_verdict", str(error))
-            return
-        if verdict.boot_id != self.boot_id:
-            self._trouble("no_verdict", "the agent's last word is from an earlier boot")
-            return
+        self.boot_id = boot
+        self.conf = conf
         self.verdict = verdict
-        age = time.monotonic() - verdict.monotonic
-        self.fresh = age <= self.conf.number("hooks.verdict_max_age")
-        if not self.fresh:
-            self._trouble("verdict_stale", f"the agent's last word is {age:.0f} s old; is the service running?")
-
-    def _trouble(self, kind: str, why: str) -> None:
-        self.trouble.append((kind, why))
-        self.event(kind, why=why)
+        self.fresh = fresh
 
     def event(self, kind: str, owner: "Owner | None" = None, **fields: str) -> None:
         """Record what happened, with the job that it happened to."""
@@ -114,8 +94,40 @@ class Node:
 
 
 def open_node(arguments: "Sequence[str]") -> Node:
-    """Open the node that the hook's command line (without its name) belongs to. Raises as the functions above."""
-    return Node(Directory(state_dir(config_path(arguments)), create=True))
+    """Open the node that the hook's command line (without its name) belongs to; what is amiss becomes an event.
+
+    Raises:
+        BadRequest, UntrustedFile, OSError: there is not even a state directory to work in.
+
+    """
+    state = Directory(state_dir(config_path(arguments)), create=True)
+    try:
+        conf = read_hook_conf(state)
+    except (NoHookConf, UnknownFormat, UntrustedFile) as error:
+        events.append(state, "no_hook_conf", why=str(error))
+        return Node(state, boot_id("/proc"))
+    changed = conf.stale_sources()
+    if changed:
+        events.append(state, "hook_conf_stale", why=f"{changed[0]} is newer than hook.conf; reload the agent")
+    boot = boot_id(conf.text("roots.proc"))
+    verdict, fresh, trouble = last_word(state, boot, conf.number("hooks.verdict_max_age"))
+    if trouble:
+        events.append(state, "no_verdict" if verdict is None else "verdict_stale", why=trouble)
+    return Node(state, boot, conf, verdict, fresh)
+
+
+def last_word(state: Directory, boot: str, max_age: float) -> "tuple[VerdictFile | None, bool, str]":
+    """Return the agent's last word of this boot, whether it is at most `max_age` seconds old, and what is amiss."""
+    try:
+        verdict = read_verdict(state)
+    except (NoVerdict, UnknownFormat, UntrustedFile) as error:
+        return None, False, str(error)
+    if verdict.boot_id != boot:
+        return None, False, "the agent's last word is from an earlier boot"
+    age = time.monotonic() - verdict.monotonic
+    if age > max_age:
+        return verdict, False, f"the agent's last word is {age:.0f} s old; is the service running?"
+    return verdict, True, ""
 
 
 def complain(words: str) -> None:

@@ -205,7 +205,7 @@ static bool read_node_line(struct scenario *s, char **words, int count) {
 }
 
 static bool read_line(struct scenario *s, char *line) {
-    char *words[MAX_WORDS], *save = NULL, *rest = line, *key;
+    char *words[MAX_WORDS] = {NULL}, *save = NULL, *rest = line, *key;
     int count = 0;
     unsigned index;
     int used = 0;
@@ -235,12 +235,11 @@ static void blank(struct scenario *s) {
     s->readable = true;
     s->cuda = NONE;
     s->dstate_seconds = 600;
-    for (int i = 0; i < MAX_GPUS; i++)
+    for (int i = 0; i < MAX_GPUS; i++) {
 #define X(key) s->gpus[i].key = NONE;
-    {
         NUMBER_KEYS(X)
-    }
 #undef X
+    }
 }
 
 static void read_file(struct scenario *s, FILE *file, const char *path) {

@@ -1,0 +1,110 @@
+"""The agent's log: structlog, into the journal with fields of its own, or as lines on standard error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+try:
+    from systemd.journal import send as _journal_send
+except ImportError:  # the demo on a machine without libsystemd's headers
+    _journal_send = None
+
+MESSAGE_IDS: Mapping[str, str] = {
+    "agent_ready": "066307d920b44b7ca89a2990e07c85a6",
+    "agent_stopping": "6fa72bef493d4812b03ff65c204c73b4",
+    "config_reloaded": "73b6d57888024a3588996c6e3c10dc86",
+    "config_refused": "66582b666b3449d6934e3547af580fc5",
+    "verdict_changed": "52b0b158ad9947ffb5f1b83179f29a1d",
+    "xid": "92eceb59a25848c8b095185a91c4096b",
+    "retire": "9a8b31784a004cb1a5472f8fda01f56f",
+    "restore": "a2d97d61c860455e99c29b74c0c1df8b",
+    "drain": "73dd032b5ff34296be3caba5f8cda9c6",
+    "resume": "d7d8fcede4b54bcda474c951220e55d8",
+    "drain_refused": "e8c1c2e2090e40a590eff4acaa131cab",
+    "action_failed": "b0ad01b3459a49768b10da0a00a275bc",
+    "lock_reconciled": "f219165d5dda4d3fb5d80f5ee1ea3c38",
+    "hook": "360be52b39e24d279e649f122bb8155f",
+    "probe_failed": "887db0011f264c3f9558ce01cd4cd06c",
+    "cycle_failed": "2234a840185f4e11ac3a4dee878e875f",
+}
+"""A MESSAGE_ID for each kind of event: `journalctl MESSAGE_ID=…` finds them, a catalog explains them."""
+
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+_FIELDS = {"gpu_uuid": "GPU_UUID", "job": "JOB", "check": "CHECK", "verdict": "VERDICT"}
+
+Log = Any  # structlog's bound loggers take any keyword
+
+
+class JournalSink:
+    """Sends each event to the journal with MESSAGE_ID and the fields that people filter by."""
+
+    def __init__(self, send: Callable[..., object]) -> None:
+        self._send = send
+
+    def msg(self, **event: Any) -> None:
+        """Send one event."""
+        kind = str(event.pop("event"))
+        level = str(event.pop("level", "info"))
+        fields = {_FIELDS[key]: str(value) for key, value in event.items() if key in _FIELDS}
+        if kind in MESSAGE_IDS:
+            fields["MESSAGE_ID"] = MESSAGE_IDS[kind]
+        words = " ".join(f"{key}={_one_line(value)}" for key, value in event.items())
+        self._send(
+            f"{kind} {words}".strip(),
+            PRIORITY=_PRIORITIES.get(level, 6),
+            SYSLOG_IDENTIFIER="gpu-nodeagent",
+            EVENT=kind,
+            **fields,
+        )
+
+    debug = info = warning = error = critical = msg
+
+
+def _one_line(value: Any) -> str:
+    text = str(value)
+    text = text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    return f'"{text}"' if " " in text or not text else text
+
+
+def _as_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> tuple[tuple[()], MutableMapping[str, Any]]:
+    return (), event
+
+
+def _render_line(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    """One line an event, whatever is in it: time, level, kind, key=value."""
+    head = f"{event.pop('timestamp', '')} {event.pop('level', 'info'):7s} {event.pop('event')}"
+    return " ".join([head.strip(), *(f"{key}={_one_line(value)}" for key, value in event.items())])
+
+
+def open_log(level: str, to_journal: bool | None = None) -> Log:
+    """Return the agent's logger.
+
+    Args:
+        level: debug, info, warning or error.
+        to_journal: None decides by JOURNAL_STREAM, which systemd sets where standard error is the journal.
+
+    """
+    if to_journal is None:
+        to_journal = "JOURNAL_STREAM" in os.environ
+    threshold = structlog.make_filtering_bound_logger(getattr(logging, level.upper()))
+    if to_journal and _journal_send is not None:
+        return structlog.wrap_logger(
+            JournalSink(_journal_send),
+            processors=[structlog.stdlib.add_log_level, _as_fields],
+            wrapper_class=threshold,
+        )
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _render_line,
+        ],
+        wrapper_class=threshold,
+    )

@@ -1,0 +1,156 @@
+"""The resident agent: one cycle from facts to action, again and again; signals only set flags."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from nodeagent.agent.cycle import Cycle
+from nodeagent.agent.journal import Log
+from nodeagent.agent.notify import Notifier
+from nodeagent.clock import Clock
+from nodeagent.errors import ConfigError, NodeAgentError
+
+_SHORTEST_PAUSE = 0.2  # seconds between cycles however many XIDs come
+
+
+class Page(Protocol):
+    """What serves the metrics; told of nothing, it asks the cycle."""
+
+    def start(self) -> None:
+        """Listen."""
+
+    def stop(self) -> None:
+        """Stop listening."""
+
+
+@dataclass
+class Flags:
+    """What signals asked for."""
+
+    stop: bool = False
+    reload: bool = False
+
+
+class Agent:
+    """Runs cycles until it is told to stop.
+
+    `reload` builds a new cycle from the configuration file, or raises ConfigError: then the old one goes on.
+    """
+
+    def __init__(
+        self,
+        cycle: Cycle,
+        clock: Clock,
+        log: Log,
+        notifier: Notifier,
+        reload: Callable[[Cycle], Cycle],
+        page: Page | None = None,
+    ) -> None:
+        self.cycle = cycle
+        self._clock = clock
+        self._log = log
+        self._notifier = notifier
+        self._reload = reload
+        self._page = page
+        self.flags = Flags()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        self.cycle.begin()
+        if self._page is not None:
+            self._page.start()
+        awake, wake = socket.socketpair()
+        awake.setblocking(False)
+        wake.setblocking(False)
+        previous = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        try:
+            self._serve(awake)
+        finally:
+            self._notifier.stopping()
+            signal.set_wakeup_fd(previous)
+            awake.close()
+            wake.close()
+            if self._page is not None:
+                self._page.stop()
+            self.cycle.end()
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            self.flags.reload = True
+        else:
+            self.flags.stop = True
+
+    def _serve(self, awake: socket.socket) -> None:
+        ready = False
+        while not self.flags.stop:
+            started = self._clock.monotonic()
+            self._one_cycle()
+            if not ready:
+                ready = True
+                self._log.info("agent_ready", pid=os.getpid(), node=self.cycle.node, verdict=self.cycle.summary())
+                self._notifier.ready(self.cycle.summary())
+            self._notifier.status(self.cycle.summary())
+            self._wait(awake, started)
+        self._log.info("agent_stopping", node=self.cycle.node)
+
+    def _one_cycle(self) -> None:
+        if self.flags.reload:
+            self.flags.reload = False
+            self._do_reload()
+        try:
+            self.cycle.run()
+        except Exception as error:  # noqa: BLE001  the loop's boundary: one bad cycle must not end the service
+            if isinstance(error, (NodeAgentError, OSError)):
+                self._log.error("cycle_failed", why=str(error))
+            else:
+                self._log.error("cycle_failed", why=repr(error), trace=traceback.format_exc())
+        self._notifier.alive()
+
+    def _do_reload(self) -> None:
+        self._notifier.reloading(self._clock.monotonic())
+        try:
+            self.cycle = self._reload(self.cycle)
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.error("config_refused", why=problem, note="the old configuration stays in force")
+        else:
+            self._log.info("config_reloaded", node=self.cycle.node)
+        self._notifier.ready(self.cycle.summary())
+
+    def _wait(self, awake: socket.socket, started: float) -> None:
+        """Wait for the next cycle's time, a signal or an XID, with signs of life for the watchdog in between."""
+        deadline = started + self.cycle.interval
+        with selectors.DefaultSelector() as selector:
+            selector.register(awake, selectors.EVENT_READ)
+            witness = self.cycle.fileno()
+            if witness >= 0:
+                selector.register(witness, selectors.EVENT_READ)
+            while not self.flags.stop and not self.flags.reload:
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return
+                nap = min(left, self._notifier.watchdog_interval or left)
+                for key, _ in selector.select(nap):
+                    if key.fileobj is awake:
+                        _drain(awake)
+                    else:
+                        selector.unregister(key.fileobj)
+                        deadline = min(deadline, self._clock.monotonic() + _SHORTEST_PAUSE)
+                self._notifier.alive()
+
+
+def _drain(awake: socket.socket) -> None:
+    try:
+        while awake.recv(64):
+            pass
+    except BlockingIOError:
+        pass

@@ -1,0 +1,101 @@
+"""What most subcommands begin with: the configuration, the state directory, the store, one look at the GPUs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from nodeagent.agent.actions import Actions, Records
+from nodeagent.cli.main import say
+from nodeagent.config.load import load
+from nodeagent.config.model import Config, Loaded
+from nodeagent.errors import UnitUnknown
+from nodeagent.gpu.facts import NodeFacts
+from nodeagent.health.verdict import Memory, Verdict, judge
+from nodeagent.lock.store import Store
+from nodeagent.lock.unit import is_unit
+from nodeagent.report import read_snapshot, status_document
+from nodeagent.scheduler.registry import node_name, scheduler_of
+from nodeagent.state.boot import boot_id
+from nodeagent.state.files import Directory
+
+
+def loaded(options: argparse.Namespace) -> Loaded:
+    """Return the configuration that the command line names."""
+    return load(options.config)
+
+
+def open_state(config: Config, create: bool = False) -> Directory:
+    """Open the state directory."""
+    return Directory(config.state_dir, create)
+
+
+def actions_of(config: Config) -> Actions:
+    """Return the means to change things."""
+    store = Store(open_state(config, create=True))
+    return Actions(store, Records(config.data_dir), scheduler_of(config), config.limits.max_drained)
+
+
+def status_of(config: Config, state: Directory | None) -> dict[str, Any]:
+    """Return the `status` document of this moment; without a state directory nothing is known."""
+    store = Store(state) if state is not None else None
+    return status_document(
+        read_snapshot(state) if state is not None else None,
+        store.owners() if store is not None else {},
+        store.retired() if store is not None else {},
+        time.monotonic(),
+        boot_id(config.roots.proc),
+        node_name(config),
+    )
+
+
+def look(config: Config) -> tuple[Verdict, NodeFacts]:
+    """Read every GPU once, in a probe process that ends afterwards, and judge what was read."""
+    from nodeagent.gpu.probe import ProbeProcess
+
+    source = ProbeProcess(config)
+    try:
+        facts = source.sample()
+    finally:
+        source.close()
+    verdict, _ = judge(Memory(), facts, config.health)
+    return verdict, facts
+
+
+def unit_named(config: Config, name: str) -> str:
+    """Return the unit that a person means: a UUID, an unambiguous beginning of one, an index or a bus id.
+
+    Raises:
+        UnitUnknown: none, or more than one.
+
+    """
+    try:
+        gpus = status_of(config, open_state(config))["gpus"]
+    except FileNotFoundError:
+        gpus = []
+    wanted = name.lower()
+    found = [
+        str(gpu["uuid"])
+        for gpu in gpus
+        if wanted == str(gpu["index"])
+        or wanted in (str(gpu["bus_id"]).lower(), str(gpu["bus_id"]).lower().partition(":")[2])
+        or (len(wanted) > 4 and str(gpu["uuid"]).lower().startswith(wanted))  # noqa: PLR2004  "GPU-" alone is no name
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found and is_unit(name) and len(name) > 30:  # noqa: PLR2004  a full UUID, of a GPU that is gone
+        return name
+    raise UnitUnknown(name)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    say(json.dumps(document, indent=2))
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows as aligned columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -1,0 +1,126 @@
+"""`gpu-nodeagent exec -n N -- COMMAND`: lock, run, release; the embedded form for nodes without a scheduler.
+
+The lock belongs to the process that becomes COMMAND, so it lives exactly as long as that process, whatever happens to
+the one that waits for it; a lock whose process is gone is freed by the next `exec` or by the agent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Sequence
+from typing import NoReturn
+
+from nodeagent.agent.publish import verdict_file
+from nodeagent.cli.context import loaded, look, open_state
+from nodeagent.cli.main import Exit, complain
+from nodeagent.config.compile import hook_settings
+from nodeagent.config.model import Config
+from nodeagent.config.values import duration
+from nodeagent.drivers.site_set import bind_list
+from nodeagent.errors import BadRequest, NodeAgentError
+from nodeagent.hook import emit, epilog, prolog
+from nodeagent.hook.node import Node, last_word
+from nodeagent.lock.reconcile import gone
+from nodeagent.state.boot import boot_id, start_time
+from nodeagent.state.hook_conf import HookConf
+
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("-n", type=int, default=1, dest="count", metavar="N", help="how many GPUs (default 1)")
+    parser.add_argument("--wait", default="0", metavar="TIME", help="wait for free GPUs, e.g. 30s (default: do not)")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Return the command's own status, 128+N if signal N ended it; our own errors as the contract has them."""
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    if not words:
+        raise BadRequest("command", "", "given; write: gpu-nodeagent exec -n N -- COMMAND")
+    if options.count < 1:
+        raise BadRequest("-n", str(options.count), "1 or more")
+    try:
+        wait = duration(options.wait)
+    except ValueError as error:
+        raise BadRequest("--wait", options.wait, f"a time: {error}") from error
+    node = _node(loaded(options).config)
+    child = os.fork()
+    if child == 0:
+        _become(node, options.count, wait, words)
+    return _attend(node, child)
+
+
+def _node(config: Config) -> Node:
+    """Return the node with the agent's last word, or with one look of our own where no agent runs."""
+    conf = HookConf(hook_settings(config))
+    state = open_state(config, create=True)
+    boot = boot_id(config.roots.proc)
+    verdict, fresh, _ = last_word(state, boot, config.hooks.verdict_max_age)
+    if verdict is None or not fresh:
+        seen, facts = look(config)
+        verdict = verdict_file(seen, facts, binds=bind_list(config.drivers, facts.driver))
+    node = Node(state, boot, conf, verdict, True)
+    if gone(node.store.owners(), boot, start_time):
+        with node.store.exclusive():
+            over = gone(node.store.owners(), boot, start_time)
+            node.store.release(lambda owner: owner.grant in over)
+    return node
+
+
+def _become(node: Node, count: int, wait: float, words: Sequence[str]) -> NoReturn:
+    """Lock the GPUs as this process, then become the command."""
+    status = int(Exit.SOFTWARE)
+    try:
+        assert node.verdict is not None and node.conf is not None  # noqa: S101, PT018  _node gave both
+        job = str(os.getpid())
+        owner = node.owner("local", job, node=node.conf.text("node_name"), user=_user(), uid=str(os.getuid()))
+        units = prolog.take(node, node.verdict, owner, count, wait)
+        node.event("grant", owner, units=" ".join(owner.units))
+        environment = dict(os.environ)
+        environment.update(emit.gpu_environment(emit.visible_devices(node.conf, units)))
+        environment.update(emit.bind_environment(emit.driver_binds(node.conf, node.verdict), os.environ))
+        os.execvpe(words[0], list(words), environment)  # noqa: S606  the command is the caller's own
+    except NodeAgentError as error:
+        complain(str(error))
+        status = error.exit_code
+    except FileNotFoundError as error:
+        complain(f"{words[0]}: {error.strerror}")
+        status = _NOT_FOUND
+    except OSError as error:
+        complain(f"{error.filename or words[0]}: {error.strerror}")
+        status = _NOT_EXECUTABLE if error.filename in (None, words[0]) else int(Exit.UNAVAILABLE)
+    finally:
+        os._exit(status)
+
+
+def _attend(node: Node, child: int) -> int:
+    """Pass signals on, wait for the command, release what it held."""
+    for number in _FORWARDED:
+        signal.signal(number, lambda received, _: _pass_on(child, received))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the command decides
+    _, status = os.waitpid(child, 0)
+    assert node.conf is not None  # noqa: S101  _node gave it
+    epilog.release(node, "local", node.conf.text("node_name"), str(child))
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def _pass_on(child: int, number: int) -> None:
+    try:
+        os.kill(child, number)
+    except ProcessLookupError:
+        pass
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

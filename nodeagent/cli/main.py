@@ -1,0 +1,111 @@
+"""The command `gpu-nodeagent`: one module a subcommand, each imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+from nodeagent.errors import NodeAgentError
+
+SUBCOMMANDS = {
+    "run": "the agent itself: watch this node's GPUs until told to stop",
+    "status": "what the agent knows: GPUs, verdicts, holders",
+    "check": "look at the GPUs now, without the agent",
+    "locks": "who holds which GPU; release or hold by hand",
+    "exec": "lock N GPUs, run a command on them, release",
+    "retire": "grant a GPU to nobody until it is restored",
+    "restore": "grant a retired GPU again",
+    "drain": "take this node out of the scheduler",
+    "resume": "give this node back to the scheduler",
+    "sge-sensor": "Grid Engine's load sensor",
+    "config": "check, show or compile the configuration",
+}
+
+
+class Exit(IntEnum):
+    """Exit statuses of the public contract (DESIGN section 6); 64 and above are those of sysexits.h."""
+
+    OK = 0
+    DEGRADED = 1
+    FAILED = 2
+    UNKNOWN = 3
+    USAGE = 64
+    UNAVAILABLE = 69
+    SOFTWARE = 70
+    NO_RIGHT = 77
+    CONFIG = 78
+
+
+STATE_EXIT = {"OK": Exit.OK, "DEGRADED": Exit.DEGRADED, "FAILED": Exit.FAILED, "UNKNOWN": Exit.UNKNOWN}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves with 64 on a mistake in the command line, as sysexits.h has it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only the chosen subcommand's module is imported and describes itself in full."""
+    from nodeagent.version import VERSION
+
+    parser = _Parser(prog="gpu-nodeagent", description="Locks, watches and repairs the GPUs of this compute node.")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="configuration (/etc/gpu-nodeagent/config.yaml)")
+    parser.add_argument("--version", action="version", version=f"gpu-nodeagent {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name, help_text in SUBCOMMANDS.items():
+        sub = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        # The option may follow the subcommand too; SUPPRESS keeps the value given before it.
+        sub.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name == chosen:
+            module = importlib.import_module(f"nodeagent.cli.{name.replace('-', '_')}_command")
+            module.arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if word in SUBCOMMANDS), None)
+    try:
+        options = _parser(chosen).parse_args(words)
+        status = int(options.run(options))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return Exit.OK
+    except NodeAgentError as error:
+        complain(str(error))
+        return error.exit_code
+    except PermissionError as error:
+        complain(f"{error.filename or 'this'}: {error.strerror}; try as root, or with a state_dir of your own")
+        return Exit.NO_RIGHT
+    except OSError as error:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return Exit.UNAVAILABLE
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def complain(words: str) -> None:
+    """Say what is wrong, on standard error."""
+    for line in words.splitlines():
+        sys.stderr.write(f"gpu-nodeagent: {line}\n")
+
+
+def say(words: str) -> None:
+    """Print an answer, on standard output."""
+    sys.stdout.write(f"{words}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""`gpu-nodeagent restore UNIT`: grant a retired GPU again, and let the agent forget the XIDs it holds against it."""
+
+from __future__ import annotations
+
+import argparse
+
+from nodeagent.cli.context import actions_of, loaded, open_state, unit_named
+from nodeagent.cli.main import Exit, complain, say
+from nodeagent.state import events
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("unit", help="UUID, index or bus id")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Restore the unit; exit 1 if it was not retired. A fault that persists retires it again."""
+    config = loaded(options).config
+    unit = unit_named(config, options.unit)
+    restored = actions_of(config).restore(unit)
+    events.append(open_state(config), "restored_by_hand", units=unit)
+    if restored:
+        say(f"restored {unit}")
+        return Exit.OK
+    complain(f"{unit}: was not retired")
+    return Exit.DEGRADED

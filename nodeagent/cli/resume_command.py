@@ -1,0 +1,19 @@
+"""`gpu-nodeagent resume`: give this node back to the scheduler, if the drain is ours."""
+
+from __future__ import annotations
+
+import argparse
+
+from nodeagent.cli.context import actions_of, loaded
+from nodeagent.cli.main import Exit, say
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Resume the node. The agent drains it again if its fault persists."""
+    actions_of(loaded(options).config).resume()
+    say("resumed")
+    return Exit.OK

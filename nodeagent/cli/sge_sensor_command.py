@@ -1,0 +1,86 @@
+"""`gpu-nodeagent sge-sensor`: Grid Engine's load sensor: a report for each line of input, until `quit`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+
+from nodeagent.cli.context import loaded, open_state
+from nodeagent.cli.main import Exit
+from nodeagent.config.model import Config
+from nodeagent.errors import NodeAgentError
+from nodeagent.hook.node import last_word
+from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
+from nodeagent.lock.store import Store
+from nodeagent.scheduler.registry import node_name
+from nodeagent.state.boot import boot_id
+from nodeagent.state.verdict_file import DEGRADED, OK, UnitLine
+
+_LONGEST_REASON = 200
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+
+
+def report(
+    units: tuple[UnitLine, ...],
+    retired: Mapping[str, Mapping[str, str]],
+    owners: Mapping[str, Owner],
+    complex_name: str,
+    trouble: str = "",
+) -> Iterator[str]:
+    """Yield `name:value` of one report.
+
+    `gpu` (whatever the site calls it) is the number of units while all are in service: Grid Engine itself subtracts
+    what is in use, so the end of a job counts at once. As soon as one is retired, failed, unknown or held by hand it is
+    the number of free healthy ones: the smaller of this and capacity minus use is what jobs are placed by. Without any
+    word of the agent's nothing is offered or withheld; `trouble` is what is amiss with that word.
+    """
+    out = {unit.unit: retired.get(unit.unit, {}).get("reason", unit.why) for unit in units if not _usable(unit, retired)}
+    blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
+    if out or blocked:
+        free = [unit for unit in units if unit.unit not in out and unit.unit not in owners]
+        yield f"{complex_name}:{len(free)}"
+    elif units:
+        yield f"{complex_name}:{len(units)}"
+    yield f"gpu_faulty:{len(out)}"
+    yield f"gpu_reason:{one_word_line('; '.join(filter(None, [trouble, *out.values()])))}"
+
+
+def _usable(unit: UnitLine, retired: Mapping[str, Mapping[str, str]]) -> bool:
+    return unit.state in (OK, DEGRADED) and unit.unit not in retired
+
+
+def one_word_line(words: str) -> str:
+    """Return a reason without colons and commas, which separate fields of a report; `none` for nothing."""
+    clean = "".join(c if c.isprintable() and c not in ":," else " " for c in words)
+    return " ".join(clean.split())[:_LONGEST_REASON] or "none"
+
+
+def _values(config: Config) -> list[str]:
+    state = open_state(config)
+    try:
+        verdict, _, trouble = last_word(state, boot_id(config.roots.proc), config.hooks.verdict_max_age)
+        store = Store(state)
+        units = verdict.units if verdict is not None else ()
+        return list(report(units, store.retired(), store.owners(), config.scheduler.sge.complex, trouble))
+    finally:
+        state.close()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer until `quit` or the end of input. A report that cannot be made says so in gpu_reason."""
+    config = loaded(options).config
+    node = node_name(config)
+    for line in sys.stdin:
+        if line.strip() == "quit":
+            break
+        try:
+            values = _values(config)
+        except (NodeAgentError, OSError) as error:
+            values = [f"gpu_reason:{one_word_line(str(error))}"]
+        sys.stdout.write("".join(["begin\n", *(f"{node}:{value}\n" for value in values), "end\n"]))
+        sys.stdout.flush()
+    return Exit.OK

@@ -1,0 +1,131 @@
+"""The JSON documents of the public contract (DESIGN section 6), each with its schema name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nodeagent.agent.publish import iso, plain_finding, plain_unit
+from nodeagent.errors import UnknownFormat
+from nodeagent.health.verdict import Verdict
+from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
+from nodeagent.state.files import FORMAT_LINE, Directory, decode_lines
+from nodeagent.state.verdict_file import UNKNOWN
+
+SNAPSHOT = "snapshot"
+FRESH_INTERVALS = 3
+
+
+def schema(name: str) -> dict[str, str]:
+    """Return the `schema` entry of a document."""
+    return {"schema": f"gpu-nodeagent/{name}/1"}
+
+
+def write_snapshot(state: Directory, published: Mapping[str, Any]) -> None:
+    """Leave the snapshot for `status`."""
+    state.replace(SNAPSHOT, f"{FORMAT_LINE}\n{json.dumps(published, separators=(',', ':'))}\n")
+
+
+def read_snapshot(state: Directory) -> dict[str, Any] | None:
+    """Return the agent's last snapshot, or None if there is none that can be read."""
+    try:
+        lines = decode_lines(SNAPSHOT, state.read(SNAPSHOT))
+        found = json.loads(lines[0])
+    except (OSError, UnknownFormat, ValueError, IndexError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def status_document(
+    published: Mapping[str, Any] | None,
+    owners: Mapping[str, Owner],
+    retired: Mapping[str, Mapping[str, str]],
+    now: float,
+    boot_id: str,
+    node: str,
+) -> dict[str, Any]:
+    """Return `status --json`: what the agent published last, with locks and retirements as they are at this moment.
+
+    `now` is monotonic seconds. A snapshot of another boot counts as none; in one that is not fresh every verdict is
+    UNKNOWN, because nobody has looked since.
+    """
+    if published is not None and published.get("boot_id") != boot_id:
+        published = None
+    known = published or {}
+    age = now - known["monotonic"] if known else None
+    fresh = age is not None and age <= FRESH_INTERVALS * known["interval"] + 5
+    gpus = []
+    for gpu in known.get("gpus", []):
+        units = gpu["units"]
+        gpus.append(
+            {
+                **{key: value for key, value in gpu.items() if key != "units"},
+                "verdict": gpu["verdict"] if fresh else UNKNOWN,
+                "retired": next((dict(retired[unit]) for unit in [gpu["uuid"], *units] if unit in retired), None),
+                "holders": [
+                    {key: value for key, value in lock_entry(unit, owner).items() if key in _HOLDER_KEYS}
+                    for unit, owner in owners.items()
+                    if unit in units or unit.partition("@")[0] == gpu["uuid"]
+                ],
+            }
+        )
+    return {
+        **schema("status"),
+        "node": known.get("node", node),
+        "agent": {
+            "pid": known.get("pid"),
+            "age_s": None if age is None else round(age, 3),
+            "fresh": fresh,
+            "version": known.get("version"),
+        },
+        "drained": known.get("drained"),
+        "node_verdict": known.get("node_verdict", UNKNOWN) if fresh else UNKNOWN,
+        "node_findings": known.get("node_findings", []),
+        "gpus": gpus,
+    }
+
+
+_HOLDER_KEYS = ("scheduler", "job", "task", "user", "since")
+_STATES = {HOLD: "hold", MAINTENANCE: "maintenance", CLEANING: "cleaning", UNREADABLE: "unreadable"}
+
+
+def lock_entry(unit: str, owner: Owner) -> dict[str, Any]:
+    """Return one entry of `locks --json`."""
+    return {
+        "unit": unit,
+        "scheduler": owner.scheduler,
+        "cluster": owner.cluster or None,
+        "job": owner.job or None,
+        "task": owner.task or None,
+        "user": owner.user or None,
+        "grant": owner.grant,
+        "since": iso(owner.since) if owner.since else None,
+        "state": _STATES.get(owner.scheduler, "held"),
+    }
+
+
+def locks_document(owners: Mapping[str, Owner]) -> dict[str, Any]:
+    """Return `locks --json`."""
+    return {**schema("locks"), "locks": [lock_entry(unit, owner) for unit, owner in owners.items()]}
+
+
+def check_document(verdict: Verdict) -> dict[str, Any]:
+    """Return `check --json`: `verdict` is the worst of node and GPUs."""
+    return {
+        **schema("check"),
+        "verdict": worst_state(verdict),
+        "gpus": [
+            {**plain_unit(unit), "findings": [plain_finding(reason) for reason in unit.reasons]}
+            for unit in verdict.units
+        ],
+        "node_findings": [plain_finding(finding) for finding in verdict.node_findings],
+    }
+
+
+_RANK = ("OK", "DEGRADED", "UNKNOWN", "FAILED")
+
+
+def worst_state(verdict: Verdict) -> str:
+    """Return the worst state of node and GPUs; UNKNOWN ranks below FAILED and above DEGRADED."""
+    return max([verdict.node_state, *(unit.state for unit in verdict.units)], key=_RANK.index)
