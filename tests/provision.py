@@ -4,9 +4,9 @@
     provision.py demo [--check]    build tools for the Python environment
     provision.py test [--check]    as well: schedulers, RPM and systemd tools, and two ordinary users
 
-Standard library only, so that it runs before any virtual environment exists. Where it cannot install (no root, no apt) it names
-what is missing and leaves with 0: tests then skip the parts that need it, see `missing`. With `--check` it changes nothing and
-leaves with 1 if something is missing. No service that it installs is started now or at the next boot.
+Standard library only, so that it runs before any virtual environment exists. Where it cannot install (no root, no
+apt) it names what is missing and leaves with 0: tests then skip the parts that need it, see `missing`. With `--check`
+it changes nothing and leaves with 1 if something is missing. No service that it installs is started, now or at boot.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def _provided_otherwise(package: str) -> bool:
     if package == "pkg-config":
         return find_program("pkg-config") is not None
     if package == "python3-dev":
-        return _python_says("import os, sysconfig; assert os.path.exists(sysconfig.get_paths()['include'] + '/Python.h')")
+        header = "sysconfig.get_paths()['include'] + '/Python.h'"
+        return _python_says(f"import os, sysconfig; assert os.path.exists({header})")
     if package == "python3-venv":
         return _python_says("import ensurepip, venv")
     if package == "libsystemd-dev":
@@ -239,7 +240,10 @@ def _obstacle() -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done or not possible here, 1 missing (`--check`) or an install failed."""
+    """Run the command.
+
+    Returns the exit status: 0 done or not possible here, 1 missing (`--check`) or an install failed.
+    """
     parser = argparse.ArgumentParser(description="Install what the demonstration or the tests need.")
     parser.add_argument("purpose", choices=("demo", "test"))
     parser.add_argument("--check", action="store_true", help="only say what is missing; exit 1 if anything is")

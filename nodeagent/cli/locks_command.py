@@ -89,7 +89,8 @@ def _release(options: argparse.Namespace) -> int:
 def _hold(options: argparse.Namespace) -> int:
     config = loaded(options).config
     state = open_state(config, create=True)
-    owner = Node(state, boot_id(config.roots.proc)).owner(HOLD, "", user=getpass.getuser(), uid=str(os.getuid()), run=options.reason)
+    node = Node(state, boot_id(config.roots.proc))
+    owner = node.owner(HOLD, "", user=getpass.getuser(), uid=str(os.getuid()), run=options.reason)
     owner.units = tuple(dict.fromkeys(unit_named(config, name) for name in options.units))
     if not owner.units:
         raise BadRequest("units", "", "at least one GPU")

@@ -38,7 +38,8 @@ def report(
     the number of free healthy ones: the smaller of this and capacity minus use is what jobs are placed by. Without any
     word of the agent's nothing is offered or withheld; `trouble` is what is amiss with that word.
     """
-    out = {unit.unit: retired.get(unit.unit, {}).get("reason", unit.why) for unit in units if not _usable(unit, retired)}
+    faulty = [unit for unit in units if not _usable(unit, retired)]
+    out = {unit.unit: retired.get(unit.unit, {}).get("reason", unit.why) for unit in faulty}
     blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
     if out or blocked:
         free = [unit for unit in units if unit.unit not in out and unit.unit not in owners]

@@ -10,7 +10,6 @@ from nodeagent.config.load import flatten
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.registry import node_name
-from nodeagent.scheduler.sge import SgeScheduler
 from nodeagent.scheduler.slurm import SlurmScheduler
 from nodeagent.state.hook_conf import HookConf, Source
 
@@ -18,9 +17,8 @@ from nodeagent.state.hook_conf import HookConf, Source
 def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
     """Return hook.conf for a configuration and what could not be learned from the scheduler (one line each).
 
-    Asks the scheduler for what the configuration leaves to it (Slurm's GRES map, the Grid Engine complex), each
-    within its time-out. What it does not answer has the safe default: no GRES map (hooks then record nothing and say
-    so), a consumable of kind YES.
+    Asks Slurm for what the configuration leaves to it, within the command time-out. Without an answer there is no GRES
+    map: hooks then lock nothing for Slurm's jobs, and say so.
     """
     config = loaded.config
     settings = hook_settings(config)
@@ -29,7 +27,9 @@ def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
     if config.scheduler.kind == "slurm":
         gres = _slurm(config, settings, problems)
     if config.scheduler.kind == "sge":
-        _sge(config, settings, problems)
+        sge = config.scheduler.sge
+        uids = _admin_uids(sge.admin_user, sge.root, sge.cell)
+        settings["scheduler.sge.admin_uids"] = " ".join(map(str, uids))
     sources = tuple(
         Source(os.fspath(path), mtime_ns, len(data), hashlib.sha256(data).hexdigest())
         for path, mtime_ns, data in loaded.sources
@@ -64,23 +64,6 @@ def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dic
         gres = {}
     settings["scheduler.slurm.constrains_devices"] = constrains
     return gres
-
-
-def _sge(config: Config, settings: dict[str, str], problems: list[str]) -> None:
-    sge = config.scheduler.sge
-    shortcut, consumable = "", sge.consumable
-    try:
-        found = SgeScheduler(config, settings["node_name"]).complex(sge.complex)
-        if found is None:
-            problems.append(f"the cell has no complex {sge.complex!r} (see `gpu-nodeagent discover sge`)")
-        else:
-            shortcut = found.shortcut
-            consumable = found.consumable if consumable == "auto" else consumable
-    except CommandFailed as error:
-        problems.append(str(error))
-    settings["scheduler.sge.shortcut"] = shortcut
-    settings["scheduler.sge.consumable"] = consumable if consumable in ("YES", "JOB") else "YES"
-    settings["scheduler.sge.admin_uids"] = " ".join(str(uid) for uid in _admin_uids(sge.admin_user, sge.root, sge.cell))
 
 
 def _admin_uids(admin_user: str, root: str, cell: str) -> list[int]:

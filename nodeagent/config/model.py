@@ -50,8 +50,7 @@ class Slurm:
 class Sge:
     """How Grid Engine is reached and what the GPU complex is called there.
 
-    `consumable` is the complex's kind: YES counts for each slot, JOB once a job; `auto` asks `qconf -sc` when the
-    configuration is compiled. `admin_user` owns the exec daemon's spool directories.
+    `admin_user` owns the exec daemon's spool directories; `auto` reads it from the cell's bootstrap file.
     """
 
     root: str = setting("/var/lib/gridengine", values.absolute_path, hook=True)
@@ -61,7 +60,6 @@ class Sge:
     qmaster_port: int = setting(0, values.port, hook=True)
     execd_port: int = setting(0, values.port, hook=True)
     complex: str = setting("gpu", values.name, hook=True)
-    consumable: str = setting("auto", values.one_of("auto", "YES", "JOB"))
     admin_user: str = setting("auto", values.name)
 
 

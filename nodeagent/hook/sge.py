@@ -6,7 +6,7 @@ from nodeagent.errors import BadRequest, UnitsUnavailable, UntrustedFile
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, tell_user
-from nodeagent.hook.sge_job import UnknownJobFile, job_file, requested
+from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
 from nodeagent.lock.record import Owner
 from nodeagent.state.files import check_parents, read_trusted_bytes
 from nodeagent.state.hook_conf import HookConf
@@ -24,7 +24,7 @@ _QSTAT_TIMEOUT = 1.5
 class Job:
     """The job as Grid Engine's own files tell it: `job`, `task` (empty outside arrays), spool directories, owner."""
 
-    __slots__ = ("admin_uids", "directory", "job", "settings", "spool", "task")
+    __slots__ = ("admin_uids", "directory", "job", "spool", "task")
 
     def __init__(self, conf: "HookConf | None", environ: "Mapping[str, str]") -> None:
         """Find the job's spool directory.
@@ -49,23 +49,23 @@ class Job:
         self.spool = self.directory.rpartition("/active_jobs/")[0]
         admins = conf.settings.get("scheduler.sge.admin_uids", "0") if conf is not None else "0"
         self.admin_uids = tuple(int(uid) for uid in admins.split())
-        check_parents(f"{self.directory}/config", self.admin_uids)
-        pairs = (line.partition("=") for line in self.read("config").decode("utf-8", "surrogateescape").split("\n"))
-        self.settings = {key: value for key, _, value in pairs}
+        check_parents(f"{self.directory}/environment", self.admin_uids)
 
-    def read(self, name: str) -> bytes:
-        """Return a file of the job's spool directory."""
-        return read_trusted_bytes(f"{self.directory}/{name}", self.admin_uids)[0]
+    def file(self) -> JobFile:
+        """Return what the exec daemon's own file says of this job.
 
-    def slots_here(self, host: str) -> int:
-        """Return the job's slots on this host: what its pe_hostfile says, 1 for a serial job."""
-        try:
-            lines = self.read("pe_hostfile").decode("utf-8", "replace").split("\n")
-        except FileNotFoundError:
-            return 1
-        rows = [fields for fields in (line.split() for line in lines) if len(fields) > 1 and fields[1].isdigit()]
-        mine = [fields for fields in rows if fields[0] == host] or rows[:1]  # the master host is the first
-        return max(1, sum(int(fields[1]) for fields in mine))
+        Raises:
+            UnknownJobFile, UntrustedFile, OSError: it is missing, of another form, too large, or not to be believed.
+
+        """
+        path = job_file(self.spool, self.job, self.task)
+        return read_job(path, read_trusted_bytes(path, self.admin_uids)[0])
+
+    def slots(self) -> "list[tuple[str, int]]":
+        """Return (host, slots), master host first, from the pe_hostfile that the exec daemon writes for every job."""
+        data, _ = read_trusted_bytes(f"{self.directory}/pe_hostfile", self.admin_uids)
+        rows = (line.split() for line in data.decode("utf-8", "replace").split("\n"))
+        return [(fields[0], int(fields[1])) for fields in rows if len(fields) > 1 and fields[1].isdigit()]
 
     def export(self, pairs: "Iterable[tuple[str, str]]") -> None:
         """Append to the environment that the job will get; the last line of a name wins over the user's own."""
@@ -81,29 +81,24 @@ class Job:
             os.close(fd)
 
 
-def count_of(node: Node, job: Job) -> int:
-    """Return how many GPUs the job was granted on this host.
+def read_request(node: Node, job: Job) -> JobFile:
+    """Return what the job asked for: from the exec daemon's file, else from the qmaster.
 
-    A YES consumable counts for each slot, a JOB consumable once a job (and is booked on the master host, where the
-    prolog runs).
+    Raises:
+        NodeAgentError, OSError: neither could be read.
+
     """
-    conf = node.conf
-    name = conf.text("scheduler.sge.complex") if conf is not None else DEFAULT_COMPLEX
-    path = job_file(job.spool, job.job, job.task)
     try:
-        amount = requested(path, read_trusted_bytes(path, job.admin_uids)[0], name)
-    except (UnknownJobFile, OSError) as error:
+        return job.file()
+    except (UnknownJobFile, UntrustedFile, OSError) as error:
         node.event("job_file_unknown", job=job.job, task=job.task, why=str(error))
-        if conf is None:
+        if node.conf is None:
             raise
-        amount = _ask_qmaster(conf, job.job, name)
-    if not amount or (conf is not None and conf.text("scheduler.sge.consumable") == "JOB"):
-        return amount
-    return amount * job.slots_here(conf.text("node_name") if conf is not None else "")
+        return _ask_qmaster(node.conf, job)
 
 
-def _ask_qmaster(conf: HookConf, job: str, name: str) -> int:
-    """Return the amount that `qstat -xml` knows: the binary itself, a time-out, a clean environment."""
+def _ask_qmaster(conf: HookConf, job: Job) -> JobFile:
+    """Return what `qstat -xml` knows: the binary itself, a time-out, a clean environment."""
     from xml.etree import ElementTree
 
     from nodeagent.scheduler.command import run
@@ -112,17 +107,24 @@ def _ask_qmaster(conf: HookConf, job: str, name: str) -> int:
     for key in ("qmaster_port", "execd_port"):
         if conf.text(f"scheduler.sge.{key}") != "0":
             environment[f"SGE_{key.upper()}"] = conf.text(f"scheduler.sge.{key}")
-    said = run((f"{conf.text('scheduler.sge.bin_dir')}/qstat", "-xml", "-j", job), environment, _QSTAT_TIMEOUT)
+    said = run((f"{conf.text('scheduler.sge.bin_dir')}/qstat", "-xml", "-j", job.job), environment, _QSTAT_TIMEOUT)
+    # qstat prints control characters of a user's variables as they are, which no XML parser takes
+    clean = "".join(c for c in said if c.isprintable() or c in "\t\n")
     try:
-        root = ElementTree.fromstring(said)  # noqa: S314  Grid Engine's own binary wrote it, user texts are escaped
+        root = ElementTree.fromstring(clean)  # noqa: S314  Grid Engine's own binary wrote it, user texts are escaped
     except ElementTree.ParseError as error:
-        raise UnknownJobFile(f"qstat -xml -j {job}", str(error)) from error
-    amounts = [
-        float(request.findtext("CE_doubleval", "0"))
+        raise UnknownJobFile(f"qstat -xml -j {job.job}", str(error)) from error
+    if root.find(".//JB_job_number") is None:
+        raise UnknownJobFile(f"qstat -xml -j {job.job}", "the qmaster does not know the job")
+    requests = {
+        request.findtext("CE_name", ""): (
+            float(request.findtext("CE_doubleval", "0")),
+            int(request.findtext("CE_consumable", "1")),
+        )
         for request in root.iterfind(".//JB_hard_resource_list/qstat_l_requests")
-        if request.findtext("CE_name") == name
-    ]
-    return int(amounts[-1]) if amounts else 0
+    }
+    owner, uid = root.findtext(".//JB_owner", ""), int(root.findtext(".//JB_uid", "-1"))
+    return JobFile(owner, uid, requests, job.slots())
 
 
 @guarded("sge prolog", on_error=SGE_RERUN)
@@ -130,27 +132,44 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Choose, lock and export the job's GPUs; a job without any is told to see none."""
     node = open_node(arguments)
     job = Job(node.conf, environ)
-    count = count_of(node, job)
+    request = read_request(node, job)
+    conf = node.conf
+    name, host = DEFAULT_COMPLEX, ""
+    if conf is not None:
+        name, host = conf.text("scheduler.sge.complex"), conf.text("node_name")
+    try:
+        count = request.units(name, host)
+    except BadAmount as error:
+        node.event("malformed_request", job=job.job, task=job.task, user=request.owner, why=str(error))
+        tell_user(str(error))
+        return SGE_USER_ERROR
     if not count:
         job.export(emit.gpu_environment(emit.NO_DEVICES))
         return 0
-    if node.conf is None or node.verdict is None:
+    if conf is None or node.verdict is None:
         return SGE_RERUN
-    return _grant(node, node.conf, node.verdict, job, count, environ)
-
-
-def _grant(
-    node: Node, conf: HookConf, verdict: VerdictFile, job: Job, count: int, environ: "Mapping[str, str]"
-) -> int:
-    """Take the units, or say by the status what becomes of the job (DESIGN: outcomes of hooks)."""
     owner = node.owner(
         "sge",
         job.job,
         task=job.task,
         cluster=conf.text("scheduler.sge.cell"),
-        node=conf.text("node_name"),
-        user=job.settings.get("job_owner", ""),
+        node=host,
+        user=request.owner,
+        uid=str(request.uid),
     )
+    return _grant(node, conf, node.verdict, job, owner, count, environ)
+
+
+def _grant(
+    node: Node,
+    conf: HookConf,
+    verdict: VerdictFile,
+    job: Job,
+    owner: Owner,
+    count: int,
+    environ: "Mapping[str, str]",
+) -> int:
+    """Take the units, or say by the status what becomes of the job (DESIGN: outcomes of hooks)."""
     unfit = ""
     if node.fresh and verdict.node_state == FAILED:
         unfit = f"node: {verdict.node_why}"

@@ -180,11 +180,9 @@ def _has_gpus(environ: "Mapping[str, str]") -> bool:
     CUDA_VISIBLE_DEVICES says nothing about that: `--gpu-bind=none` leaves it unset, and a user's own may have come
     along from the submission host.
     """
-    return "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in environ or any(
-        name.startswith("SLURM_") and ("GPU" in name or "SHARD" in name) and value not in ("", "0")
-        for name, value in environ.items()
-        if name not in ("SLURM_GPU_FREQ", "SLURM_GPU_BIND")
-    )
+    lists = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+    counts = ("SLURM_GPUS_ON_NODE", "SLURM_SHARDS_ON_NODE")
+    return any(environ.get(name) for name in lists) or any(environ.get(name, "0") != "0" for name in counts)
 
 
 def _translate(node: Node, visible: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nodeagent.config.model import Config, Sge
 from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.command import Runner, run
@@ -18,15 +16,6 @@ def sge_environment(sge: Sge) -> dict[str, str]:
     if sge.execd_port:
         environment["SGE_EXECD_PORT"] = str(sge.execd_port)
     return environment
-
-
-@dataclass(frozen=True)
-class Complex:
-    """A complex as `qconf -sc` shows it. `consumable` is NO, YES (for each slot) or JOB (once a job)."""
-
-    name: str
-    shortcut: str
-    consumable: str
 
 
 class SgeScheduler:
@@ -59,11 +48,11 @@ class SgeScheduler:
         return NodeState(bool(self._hosts("-qs", "d", "-q", f"*@{self._node}")), None)
 
     def fleet(self) -> Fleet:
-        """See Scheduler: every host with a disabled queue counts as ours, because Grid Engine does not say whose it is."""
+        """See Scheduler: every host with a disabled queue counts as ours, as Grid Engine does not say whose it is."""
         return Fleet(len(self._hosts()), len(self._hosts("-qs", "d")))
 
     def drain(self, reason: str) -> None:
-        """See Scheduler: disable every queue instance of the host; the reason is kept by the agent and the load sensor."""
+        """See Scheduler: disable every queue instance of the host; the agent and the load sensor keep the reason."""
         self._run("qmod", "-d", f"*@{self._node}")
 
     def resume(self) -> None:
@@ -73,11 +62,3 @@ class SgeScheduler:
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""
         return {}
-
-    def complex(self, name: str) -> Complex | None:
-        """Return how the complex is defined, or None if the cell has none of that name."""
-        for line in self._run("qconf", "-sc").splitlines():
-            fields = line.split()
-            if len(fields) >= 6 and fields[0] == name:  # noqa: PLR2004  name shortcut type relop requestable consumable
-                return Complex(fields[0], fields[1], fields[5])
-        return None

@@ -60,7 +60,7 @@ class SlurmScheduler:
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
 
     def gres_minors(self) -> dict[int, int]:
-        """See Scheduler: from what `slurmd -G` says of this node, records counted in the order in which it says them."""
+        """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""
         said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
         return parse_gres(said, self._gres)
 

@@ -1,8 +1,8 @@
-"""The parent of a cluster's daemons: starts them, reaps whatever they leave, and ends all of it when its own parent is gone.
+"""The parent of a cluster's daemons: starts them, reaps what they leave, ends all of it when its own parent is gone.
 
-Run as a program by `process.Nursery`. It is the subreaper of everything below it, so a daemon that forks twice, a job step
-or a job's `setsid` leftover stays findable by descent, also where PID 1 does not reap. It reads one JSON object a line on
-stdin and answers each with one on stdout:
+Run as a program by `process.Nursery`. It is the subreaper of everything below it, so a daemon that forks twice, a job
+step or a job's `setsid` leftover stays findable by descent, also where PID 1 does not reap. It reads one JSON object a
+line on stdin and answers each with one on stdout:
 
     {"op": "start", "argv": […], "env": {…}, "cwd": "/", "log": PATH, "user": NAME|null}   → {"pid": N}
     {"op": "poll", "pid": N}                     → {"status": null | exit status, negative for a signal}
@@ -94,7 +94,7 @@ class Parent:
                 os.setgid(account.pw_gid)
                 os.setuid(account.pw_uid)
             os.chdir(request["cwd"])
-            os.execve(request["argv"][0], request["argv"], request["env"])
+            os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606 - an argv list, no shell wanted
         except BaseException as error:  # noqa: BLE001 - a forked child must never return into its parent's loop
             os.write(2, f"cannot start {request['argv']}: {error}\n".encode())
         os._exit(127)
@@ -103,7 +103,7 @@ class Parent:
         self.reap()
         return {"status": self._status.get(request["pid"])}
 
-    def signal(self, request: dict[str, Any]) -> dict[str, Any]:
+    def send(self, request: dict[str, Any]) -> dict[str, Any]:
         """Signal a daemon of ours: not reaped yet, hence its pid cannot be another's."""
         self.reap()
         if self._status.get(request["pid"], 0) is not None:
@@ -115,27 +115,24 @@ class Parent:
         self.reap()
         return {"pids": descendants(os.getpid())}
 
-    def reap(self) -> None:
-        """Take the exit status of every child that has ended, ours or an adopted one."""
+    def reap(self) -> bool:
+        """Take the exit status of every child that has ended, ours or an adopted one; False if no child is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return True
             if pid in self._status:
                 self._status[pid] = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
 
     def end_all(self) -> None:
-        """End every descendant: SIGTERM first, SIGKILL after the grace, until none is left."""
+        """End every descendant: SIGTERM first, SIGKILL after the grace, until none is left, not even a zombie."""
         kill_at = time.monotonic() + GRACE
         asked: set[int] = set()
-        while True:
-            self.reap()
+        while self.reap():
             left = descendants(os.getpid())
-            if not left:
-                return
             if time.monotonic() >= kill_at:
                 self._send(left, signal.SIGKILL)
             else:
@@ -168,7 +165,7 @@ def main() -> int:
     operations = {
         "start": parent.start,
         "poll": parent.poll,
-        "signal": parent.signal,
+        "signal": parent.send,
         "descendants": parent.descendants,
     }
     buffer = b""

@@ -70,6 +70,13 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
+def listens(port: int) -> bool:
+    """Whether something accepts connections on that port of loopback."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def program(name: str, *directories: str) -> str:
     """The absolute path of a program of the system; raises ClusterError where there is none."""
     found = shutil.which(name, path=":".join((*directories, SYSTEM_PATH)))
@@ -135,17 +142,17 @@ class Daemon:
         status = self._nursery.ask(op="poll", pid=self.pid)["status"]
         return None if status is None else int(str(status))
 
-    def signal(self, number: int) -> bool:
+    def send(self, number: int) -> bool:
         """Send a signal; False if it has ended already."""
         return bool(self._nursery.ask(op="signal", pid=self.pid, signal=int(number))["sent"])
 
     def end(self, timeout: float, number: int = signal.SIGTERM) -> None:
         """Signal it and wait for its end; after `timeout` seconds SIGKILL."""
-        self.signal(number)
+        self.send(number)
         try:
             wait_for(lambda: self.status() is not None, timeout, f"the end of {self.name}")
         except DidNotHappen:
-            self.signal(signal.SIGKILL)
+            self.send(signal.SIGKILL)
             wait_for(lambda: self.status() is not None, 5, f"the end of {self.name} after SIGKILL")
 
 

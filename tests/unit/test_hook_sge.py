@@ -1,0 +1,359 @@
+"""Grid Engine's hooks: the outcome table of the design, row by row."""
+
+from pathlib import Path
+
+import pytest
+
+from nodeagent.errors import NodeAgentError
+from nodeagent.hook import sge
+from nodeagent.hook.sge_job import BadAmount, UnknownJobFile, job_file, read_job
+from nodeagent.state import events
+from tests.sge_files import SgeJob, packed_job
+from tests.support import LaidOutNode, uuid
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> LaidOutNode:
+    return LaidOutNode(tmp_path, "sge", settings="hooks: {wait_for_units: 0}\n")
+
+
+def prolog(node: LaidOutNode, job: SgeJob, **environ: str) -> int:
+    return sge.run_prolog(["--config", str(node.config)], {**job.environ, **environ})
+
+
+def epilog(node: LaidOutNode, job: SgeJob, **environ: str) -> int:
+    return sge.run_epilog(["--config", str(node.config)], {**job.environ, **environ})
+
+
+def kinds(node: LaidOutNode) -> list[str]:
+    return [event.kind for event in events.take(node.state)]
+
+
+# -- the job file -----------------------------------------------------------------------------------------------------
+
+
+def test_where_the_job_file_is() -> None:
+    assert job_file("/s", "603", "4") == "/s/jobs/00/0000/0603.4"
+    assert job_file("/s", "12345678", "") == "/s/jobs/00/1234/5678.1"
+
+
+def test_a_job_is_read_as_it_was_packed() -> None:
+    data = packed_job([("h_rt", "60", 60.0, 0), ("gpu", "2k", 2048.0, 1)], [("n2", 2), ("n1", 3)], user="bob")
+    job = read_job("f", data)
+    assert (job.owner, job.uid) == ("bob", 1000)
+    assert job.slots == [("n2", 2), ("n1", 3)]
+    assert job.requests == {"h_rt": (60.0, 0), "gpu": (2048.0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("number", "consumable", "host", "units"),
+    [(2.0, 1, "n1", 6), (2.0, 2, "n1", 2), (1.0, 1, "n2", 2), (1.0, 1, "elsewhere", 2), (0.0, 1, "n1", 0)],
+)
+def test_units_on_a_host(number: float, consumable: int, host: str, units: int) -> None:
+    job = read_job("f", packed_job([("gpu", "x", number, consumable)], [("n2", 2), ("n1", 3)]))
+    assert job.units("gpu", host) == units
+    assert job.units("gpus", host) == 0
+
+
+@pytest.mark.parametrize("number", [-1.0, 0.5, 1e-9])
+def test_an_amount_that_is_no_number_of_gpus(number: float) -> None:
+    with pytest.raises(BadAmount):
+        read_job("f", packed_job([("gpu", "x", number, 1)])).units("gpu", "n1")
+
+
+def test_strings_of_the_users_are_never_taken_for_a_request() -> None:
+    genuine = packed_job([("gpu", "4", 4.0, 1)])
+    forged = [b"gpu", b"", b"\x014", b"hard resource list: gpu=4", genuine.replace(b"\0", b""), b"\n", b"\xff" * 5000]
+    assert read_job("f", packed_job([], strings=forged)).requests == {}
+    assert read_job("f", packed_job([("gpu", "1", 1.0, 1)], strings=forged)).units("gpu", "n1") == 1
+
+
+def test_a_file_of_another_form_is_an_error_not_a_guess() -> None:
+    data = packed_job([("gpu", "1", 1.0, 1)])
+    read_job("f", data)
+    others = [b"", b"\0" * 400, data[:-1], data + b"\0"]
+    others += [data[:4] + b"\x10\x03" + data[6:], data[:12] + b"\0\0\0V" + data[16:]]
+    for other in others + [data[:cut] for cut in range(0, len(data), 7)]:
+        with pytest.raises(UnknownJobFile):
+            read_job("f", other)
+
+
+# -- the prolog -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_gets_its_gpus_locked_and_named(node: LaidOutNode, tmp_path: Path) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=2)
+    assert prolog(node, job) == 0
+    assert node.held() == {0: "603", 1: "603"}
+    exported = job.exported()
+    assert exported["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert exported["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    for prefix in ("APPTAINERENV_", "SINGULARITYENV_"):
+        assert exported[prefix + "CUDA_VISIBLE_DEVICES"] == "0,1"
+        assert exported[prefix + "CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    owner = node.store.owners()[uuid(0)]
+    assert (owner.user, owner.node, owner.units) == ("alice", "n1", (uuid(0), uuid(1)))
+    assert kinds(node) == ["grant"]
+
+
+def test_uuids_by_setting(tmp_path: Path) -> None:
+    node = LaidOutNode(tmp_path, "sge", settings="hooks: {cuda_visible_devices: uuid}\n")
+    job = SgeJob(tmp_path / "spool", gpus=1)
+    assert prolog(node, job) == 0
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == uuid(0)
+
+
+def test_two_jobs_never_share_a_gpu_and_the_epilog_frees_only_its_own(node: LaidOutNode, tmp_path: Path) -> None:
+    first = SgeJob(tmp_path / "spool", "1", gpus=2)
+    second = SgeJob(tmp_path / "spool", "2", gpus=2)
+    assert prolog(node, first) == prolog(node, second) == 0
+    assert node.held() == {0: "1", 1: "1", 2: "2", 3: "2"}
+    assert epilog(node, first, CUDA_VISIBLE_DEVICES="2,3") == 0
+    assert node.held() == {2: "2", 3: "2"}
+    assert epilog(node, first) == 0
+    assert node.held() == {2: "2", 3: "2"}
+
+
+def test_array_tasks_are_jobs_of_their_own(node: LaidOutNode, tmp_path: Path) -> None:
+    tasks = [SgeJob(tmp_path / "spool", "9", task, gpus=1) for task in ("1", "2", "3")]
+    assert [prolog(node, task) for task in tasks] == [0, 0, 0]
+    assert epilog(node, tasks[1]) == 0
+    assert node.held() == {0: "9", 2: "9"}
+
+
+def test_a_job_without_gpus_sees_none(node: LaidOutNode, tmp_path: Path) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=None)
+    (job.directory / "environment").write_text("CUDA_VISIBLE_DEVICES=0\n")
+    assert prolog(node, job) == 0
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+    assert node.held() == {}
+
+
+@pytest.mark.parametrize(("consumable", "held"), [(1, 3), (2, 1)])
+def test_slots_count_for_a_consumable_of_each_slot(
+    node: LaidOutNode, tmp_path: Path, consumable: int, held: int
+) -> None:
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=1, slots=3, consumable=consumable)) == 0
+    assert len(node.held()) == held
+
+
+def test_half_a_gpu_is_the_users_mistake(
+    node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = SgeJob(tmp_path / "spool")
+    job.file.write_bytes(packed_job([("gpu", "0.5", 0.5, 1)]))
+    assert prolog(node, job) == 100
+    assert "no number of GPUs" in capfd.readouterr().err
+
+
+def test_the_complex_may_have_another_name(tmp_path: Path) -> None:
+    node = LaidOutNode(tmp_path, "sge", settings="")
+    node.compile(**{"scheduler.sge.complex": "graphics"})
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=2, name="graphics")) == 0
+    assert len(node.held()) == 2
+
+
+def test_more_than_the_node_has_is_the_users_mistake(
+    node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=5)
+    assert prolog(node, job) == 100
+    assert "5 GPUs asked for; this node has 4" in capfd.readouterr().err
+    assert node.held() == {}
+    assert kinds(node) == ["malformed_request"]
+
+
+def test_busy_units_send_the_job_back_without_a_word(
+    node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node.hold([0, 1, 2], "sge", "1")
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=2)) == 99
+    assert node.held() == {0: "1", 1: "1", 2: "1"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_retired_unit_is_never_granted_and_the_fourth_refusal_stops_the_job(
+    node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with node.store.exclusive():
+        node.store.retire(uuid(2), [("reason", "Xid 79")])
+    job = SgeJob(tmp_path / "spool", gpus=4)
+    assert [prolog(node, job) for _ in range(3)] == [99, 99, 99]
+    assert capfd.readouterr().err == ""
+    assert prolog(node, job) == 100
+    assert "sent back 3 times" in capfd.readouterr().err
+    assert node.held() == {}
+    small = SgeJob(tmp_path / "spool", "604", gpus=3)
+    assert prolog(node, small) == 0
+    assert node.held() == {0: "604", 1: "604", 3: "604"}
+
+
+def test_failed_and_unknown_units_are_not_granted_and_degraded_ones_last(node: LaidOutNode, tmp_path: Path) -> None:
+    node.write_verdict({0: "FAILED", 1: "UNKNOWN", 2: "DEGRADED"})
+    assert prolog(node, SgeJob(tmp_path / "spool", "1", gpus=1)) == 0
+    assert node.held() == {3: "1"}
+    assert prolog(node, SgeJob(tmp_path / "spool", "2", gpus=1)) == 0
+    assert node.held() == {3: "1", 2: "2"}
+    assert prolog(node, SgeJob(tmp_path / "spool", "3", gpus=1)) == 99
+
+
+def test_an_unfit_node_sends_the_job_back(node: LaidOutNode, tmp_path: Path) -> None:
+    node.write_verdict(node_state="FAILED", node_why="driver and library differ")
+    assert prolog(node, SgeJob(tmp_path / "spool")) == 99
+    assert node.held() == {}
+
+
+def test_what_an_earlier_run_of_the_same_job_left_is_freed_first(node: LaidOutNode, tmp_path: Path) -> None:
+    node.hold([0, 1, 2], "sge", "603")
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=4)) == 0
+    assert node.held() == dict.fromkeys(range(4), "603")
+
+
+def test_a_stale_verdict_still_locks_and_says_so(node: LaidOutNode, tmp_path: Path) -> None:
+    node.write_verdict(age=3600)
+    assert prolog(node, SgeJob(tmp_path / "spool")) == 0
+    assert len(node.held()) == 2
+    assert kinds(node) == ["verdict_stale", "grant"]
+
+
+def test_a_stale_verdict_refuses_where_the_site_wants_that(tmp_path: Path) -> None:
+    node = LaidOutNode(tmp_path, "sge", settings="hooks: {on_internal_error: refuse}\n")
+    node.write_verdict(age=3600)
+    assert prolog(node, SgeJob(tmp_path / "spool")) == 99
+    assert node.held() == {}
+
+
+def test_without_verdict_or_configuration_a_gpu_job_goes_back_and_others_start(
+    node: LaidOutNode, tmp_path: Path
+) -> None:
+    gpu_job, other = SgeJob(tmp_path / "spool", "1"), SgeJob(tmp_path / "spool", "2", gpus=None)
+    node.state.remove("verdict")
+    assert (prolog(node, gpu_job), prolog(node, other)) == (99, 0)
+    assert kinds(node) == ["no_verdict", "no_verdict"]
+    node.state.remove("hook.conf")
+    assert (prolog(node, gpu_job), prolog(node, other)) == (99, 0)
+    assert kinds(node) == ["no_hook_conf", "no_hook_conf"]
+
+
+def test_a_verdict_of_another_boot_counts_as_none(node: LaidOutNode, tmp_path: Path) -> None:
+    text = node.state.read("verdict")
+    node.state.replace("verdict", text.replace("boot_id=", "boot_id=other"))
+    assert prolog(node, SgeJob(tmp_path / "spool")) == 99
+
+
+def test_a_configuration_that_others_can_write_locks_nothing(
+    node: LaidOutNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("nodeagent.hook.boundary.complain", said.append)
+    node.config.chmod(0o666)
+    assert prolog(node, SgeJob(tmp_path / "spool")) == 99
+    assert node.held() == {}
+    assert len(said) == 1 and str(node.config) in said[0] and "others can write" in said[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_spool_directory_that_is_not_this_jobs_is_refused(
+    node: LaidOutNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodeagent.hook.boundary.complain", lambda words: None)
+    job = SgeJob(tmp_path / "spool")
+    for name, value in (
+        ("SGE_JOB_SPOOL_DIR", str(tmp_path)),
+        ("SGE_JOB_SPOOL_DIR", ""),
+        ("JOB_ID", "603\n7"),
+        ("JOB_ID", "../7"),
+        ("SGE_TASK_ID", "1;2"),
+    ):
+        assert prolog(node, job, **{name: value}) == 99
+    job.directory.chmod(0o777)
+    assert prolog(node, job) == 99
+    assert node.held() == {}
+
+
+def test_an_environment_that_cannot_be_written_leaves_nothing_locked(
+    node: LaidOutNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodeagent.hook.boundary.complain", lambda words: None)
+    job = SgeJob(tmp_path / "spool")
+    (job.directory / "environment").unlink()
+    (job.directory / "environment").symlink_to("/etc/hostname")
+    assert prolog(node, job) == 99
+    assert node.held() == {}
+
+
+def test_an_unknown_job_file_asks_qstat(node: LaidOutNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def answer(argv: tuple[str, ...], environment: dict[str, str], timeout: float) -> str:
+        asked.append(argv)
+        assert set(environment) == {"SGE_ROOT", "SGE_CELL", "SGE_ARCH"} and timeout <= 2
+        return (
+            "<detailed_job_info><djob_info><element><JB_job_number>603</JB_job_number><JB_owner>alice</JB_owner>"
+            "<JB_hard_resource_list><qstat_l_requests><CE_name>gpu</CE_name><CE_doubleval>3.000000</CE_doubleval>"
+            "<CE_consumable>1</CE_consumable></qstat_l_requests></JB_hard_resource_list>"
+            "<VA_value>\x01</VA_value></element></djob_info></detailed_job_info>"
+        )
+
+    monkeypatch.setattr("nodeagent.scheduler.command.run", answer)
+    job = SgeJob(tmp_path / "spool")
+    job.file.write_bytes(b"another form")
+    assert prolog(node, job) == 0
+    assert len(node.held()) == 3
+    assert asked == [("/usr/lib/gridengine/qstat", "-xml", "-j", "603")]
+
+
+def test_an_error_of_the_fallback_sends_the_job_back(
+    node: LaidOutNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise NodeAgentError("qstat")
+
+    monkeypatch.setattr("nodeagent.scheduler.command.run", fail)
+    monkeypatch.setattr("nodeagent.hook.boundary.complain", lambda words: None)
+    job = SgeJob(tmp_path / "spool")
+    job.file.unlink()
+    assert prolog(node, job) == 99
+
+
+# -- driver sets ------------------------------------------------------------------------------------------------------
+
+BINDS = "/site/v1.2/bin:/nvbin:ro,/site/v1.2/lib:/nvlib:ro"
+
+
+@pytest.fixture
+def driver_node(tmp_path: Path) -> LaidOutNode:
+    node = LaidOutNode(tmp_path, "sge", settings=f"roots: {{sys: {tmp_path}/sys}}\n")
+    version = tmp_path / "sys" / "module" / "nvidia"
+    version.mkdir(parents=True)
+    (version / "version").write_text("1.2\n")
+    node.write_verdict(driver="1.2", binds=BINDS)
+    return node
+
+
+def test_the_driver_set_is_bound_under_both_names(driver_node: LaidOutNode, tmp_path: Path) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=1)
+    assert prolog(driver_node, job) == 0
+    assert job.exported()["APPTAINER_BINDPATH"] == job.exported()["SINGULARITY_BINDPATH"] == BINDS
+
+
+def test_the_users_own_binds_are_kept_and_nothing_is_added_twice(driver_node: LaidOutNode, tmp_path: Path) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=1)
+    user = {"APPTAINER_BINDPATH": "/data,/mine:/nvlib", "SINGULARITY_BINDPATH": "/data,/scratch:/s:ro"}
+    assert prolog(driver_node, job, **user) == 0
+    expected = "/data,/mine:/nvlib,/scratch:/s:ro,/site/v1.2/bin:/nvbin:ro"
+    assert job.exported()["APPTAINER_BINDPATH"] == job.exported()["SINGULARITY_BINDPATH"] == expected
+
+
+def test_a_bind_path_of_several_lines_cannot_forge_the_environment(driver_node: LaidOutNode, tmp_path: Path) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=1)
+    assert prolog(driver_node, job, APPTAINER_BINDPATH="/a\nCUDA_VISIBLE_DEVICES=0,1,2,3") == 0
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert "APPTAINER_BINDPATH" not in job.exported()
+
+
+def test_a_set_for_another_driver_than_runs_is_not_bound(driver_node: LaidOutNode, tmp_path: Path) -> None:
+    (tmp_path / "sys" / "module" / "nvidia" / "version").write_text("1.3\n")
+    job = SgeJob(tmp_path / "spool", gpus=1)
+    assert prolog(driver_node, job) == 0
+    assert "APPTAINER_BINDPATH" not in job.exported()
