@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from nodeagent.agent.publish import iso, plain_finding, plain_unit
-from nodeagent.errors import UnknownFormat
 from nodeagent.health.verdict import Verdict
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
-from nodeagent.state.files import FORMAT_LINE, Directory, decode_lines
 from nodeagent.state.verdict_file import UNKNOWN
 
-SNAPSHOT = "snapshot"
 FRESH_INTERVALS = 3
 
 
 def schema(name: str) -> dict[str, str]:
     """Return the `schema` entry of a document."""
     return {"schema": f"gpu-nodeagent/{name}/1"}
-
-
-def write_snapshot(state: Directory, published: Mapping[str, Any]) -> None:
-    """Leave the snapshot for `status`."""
-    state.replace(SNAPSHOT, f"{FORMAT_LINE}\n{json.dumps(published, separators=(',', ':'))}\n")
-
-
-def read_snapshot(state: Directory) -> dict[str, Any] | None:
-    """Return the agent's last snapshot, or None if there is none that can be read."""
-    try:
-        lines = decode_lines(SNAPSHOT, state.read(SNAPSHOT))
-        found = json.loads(lines[0])
-    except (OSError, UnknownFormat, ValueError, IndexError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def status_document(

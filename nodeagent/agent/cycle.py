@@ -14,7 +14,8 @@ from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.facts import GpuSource, NodeFacts
-from nodeagent.health.verdict import Memory, Verdict, judge
+from nodeagent.health.memory import Memory, clear, from_plain, to_plain
+from nodeagent.health.verdict import Verdict, judge
 from nodeagent.lock.reconcile import gone
 from nodeagent.policy.decide import (
     Drain,
@@ -26,16 +27,17 @@ from nodeagent.policy.decide import (
     decide_units,
     wanted_drain,
 )
-from nodeagent.report import write_snapshot
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
 from nodeagent.state import events
 from nodeagent.state.boot import start_time
+from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_document
 from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import VERDICT
 
 _ASK_AGAIN = 6  # cycles between two looks at the scheduler, and at the driver set, while nothing changes
 _QUIET_EVENTS = ("grant", "release")
+RESTORED_BY_HAND = "restored_by_hand"  # the event by which `restore` tells the agent to forget latched XIDs
 
 
 @dataclass
@@ -53,12 +55,12 @@ class Ports:
 class Cycle:
     """The agent's work, one `run` after the other. Holds what has to be remembered from one to the next."""
 
-    def __init__(self, config: Config, node: str, version: str, ports: Ports, memory: Memory | None = None) -> None:
+    def __init__(self, config: Config, node: str, version: str, ports: Ports) -> None:
         self.config = config
         self.node = node
         self.version = version
         self.ports = ports
-        self.memory = memory or Memory()
+        self.memory = Memory()
         self.snapshot: Snapshot | None = None
         self._counts = _Counts()
         self._binds = ("", "", float("-inf"))
@@ -71,8 +73,14 @@ class Cycle:
         return self.config.interval
 
     def begin(self) -> None:
-        """Make hooks see what was retired before this boot."""
+        """Make hooks see what was retired before this boot, and take up what an agent before this one remembered."""
         self.ports.actions.publish_retired()
+        remembered = read_document(self.ports.state, MEMORY)
+        if remembered is not None:
+            try:
+                self.memory = from_plain(remembered)
+            except (KeyError, TypeError, ValueError) as error:
+                self.ports.log.warning("memory_unreadable", why=repr(error))
 
     def end(self) -> None:
         """Let go of the probe."""
@@ -84,7 +92,8 @@ class Cycle:
 
     def successor(self, config: Config, ports: Ports) -> Cycle:
         """Return the cycle that goes on with another configuration and all that this one remembers."""
-        new = Cycle(config, self.node, self.version, ports, self.memory)
+        new = Cycle(config, self.node, self.version, ports)
+        new.memory = self.memory
         new.snapshot = self.snapshot
         new._counts = self._counts
         return new
@@ -117,7 +126,8 @@ class Cycle:
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
         )
-        write_snapshot(self.ports.state, published(self.snapshot))
+        write_document(self.ports.state, SNAPSHOT, published(self.snapshot))
+        write_document(self.ports.state, MEMORY, to_plain(self.memory))
         return self.snapshot
 
     def summary(self) -> str:
@@ -133,6 +143,8 @@ class Cycle:
     def _take_events(self) -> None:
         for event in events.take(self.ports.state):
             self._counts.hook_events[event.kind] += 1
+            if event.kind == RESTORED_BY_HAND:
+                self.memory = clear(self.memory, event.fields.get("units", ""))
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
             say("hook", kind=event.kind, **event.fields)
 

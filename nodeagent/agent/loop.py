@@ -41,7 +41,8 @@ class Flags:
 class Agent:
     """Runs cycles until it is told to stop.
 
-    `reload` builds a new cycle from the configuration file, or raises ConfigError: then the old one goes on.
+    `reload` builds a new cycle from the configuration file, or raises ConfigError: then the old one goes on. `page`,
+    set before `run`, is started and stopped with it.
     """
 
     def __init__(
@@ -51,21 +52,20 @@ class Agent:
         log: Log,
         notifier: Notifier,
         reload: Callable[[Cycle], Cycle],
-        page: Page | None = None,
     ) -> None:
         self.cycle = cycle
         self._clock = clock
         self._log = log
         self._notifier = notifier
         self._reload = reload
-        self._page = page
+        self.page: Page | None = None
         self.flags = Flags()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         self.cycle.begin()
-        if self._page is not None:
-            self._page.start()
+        if self.page is not None:
+            self.page.start()
         awake, wake = socket.socketpair()
         awake.setblocking(False)
         wake.setblocking(False)
@@ -79,8 +79,8 @@ class Agent:
             signal.set_wakeup_fd(previous)
             awake.close()
             wake.close()
-            if self._page is not None:
-                self._page.stop()
+            if self.page is not None:
+                self.page.stop()
             self.cycle.end()
 
     def _on_signal(self, number: int, _: object) -> None:

@@ -13,12 +13,14 @@ from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import UnitUnknown
 from nodeagent.gpu.facts import NodeFacts
-from nodeagent.health.verdict import Memory, Verdict, judge
+from nodeagent.health.memory import Memory
+from nodeagent.health.verdict import Verdict, judge
 from nodeagent.lock.store import Store
 from nodeagent.lock.unit import is_unit
-from nodeagent.report import read_snapshot, status_document
+from nodeagent.report import status_document
 from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.state.boot import boot_id
+from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
 
 
@@ -42,7 +44,7 @@ def status_of(config: Config, state: Directory | None) -> dict[str, Any]:
     """Return the `status` document of this moment; without a state directory nothing is known."""
     store = Store(state) if state is not None else None
     return status_document(
-        read_snapshot(state) if state is not None else None,
+        read_document(state, SNAPSHOT) if state is not None else None,
         store.owners() if store is not None else {},
         store.retired() if store is not None else {},
         time.monotonic(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from nodeagent.agent.cycle import RESTORED_BY_HAND
 from nodeagent.cli.context import actions_of, loaded, open_state, unit_named
 from nodeagent.cli.main import Exit, complain, say
 from nodeagent.state import events
@@ -19,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     config = loaded(options).config
     unit = unit_named(config, options.unit)
     restored = actions_of(config).restore(unit)
-    events.append(open_state(config), "restored_by_hand", units=unit)
+    events.append(open_state(config), RESTORED_BY_HAND, units=unit)
     if restored:
         say(f"restored {unit}")
         return Exit.OK

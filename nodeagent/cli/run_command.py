@@ -5,22 +5,28 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import time
+from collections.abc import Mapping
+from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
 from nodeagent.agent.cycle import Cycle, Ports
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
+from nodeagent.cli.context import status_of
 from nodeagent.cli.main import Exit
 from nodeagent.clock import SystemClock
 from nodeagent.config.compile import compile_hook_conf
 from nodeagent.config.load import load
-from nodeagent.config.model import Loaded
+from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import AlreadyRunning, ConfigError
 from nodeagent.gpu.probe import ProbeProcess
-from nodeagent.lock.store import Store
-from nodeagent.metrics.server import MetricsServer, Provider
+from nodeagent.lock.record import Owner
+from nodeagent.lock.store import LOCKS, Store
+from nodeagent.metrics.server import MetricsServer, directory_version
 from nodeagent.scheduler.registry import node_name, scheduler_of
+from nodeagent.snapshot import Snapshot
 from nodeagent.state.files import Directory
 from nodeagent.state.hook_conf import HOOK_CONF
 from nodeagent.version import VERSION
@@ -38,28 +44,32 @@ def run(options: argparse.Namespace) -> int:
     log = open_log(found.config.log.level)
     state = Directory(found.config.state_dir, create=True)
     _be_the_only_one(state)
-    cycle = _build(found, state, log)
-    agent: Agent
+    _compile(found, state, log)
+    source = ProbeProcess(found.config)
+    cycle = Cycle(found.config, node_name(found.config), VERSION, _ports(found.config, state, source, log))
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)
         _same_place(found, again)
-        ports = _ports(again, state, log)
         _compile(again, state, log)
-        old.end()
-        return old.successor(again.config, ports)
+        source.timeout = again.config.probe_timeout
+        return old.successor(again.config, _ports(again.config, state, source, log))
 
-    page = None
+    agent = Agent(cycle, SystemClock(), log, Notifier(), reload)
     if found.config.listen != "none":
-        page = MetricsServer(found.config.listen, _Page(lambda: agent.cycle, state))
-    agent = Agent(cycle, SystemClock(), log, Notifier(), reload, page)
+        agent.page = MetricsServer(found.config.listen, _Page(agent, found.config.state_dir))
     agent.run()
     return Exit.OK
 
 
 def _same_place(old: Loaded, new: Loaded) -> None:
-    """Refuse a reload of what is fixed while the agent runs."""
-    fixed = ("state_dir", "data_dir", "node_name", "listen")
+    """Refuse a reload of what is fixed while the agent runs.
+
+    Raises:
+        ConfigError: such a setting was changed.
+
+    """
+    fixed = ("state_dir", "data_dir", "node_name", "listen", "roots")
     changed = [key for key in fixed if getattr(old.config, key) != getattr(new.config, key)]
     if changed:
         raise ConfigError([f"{new.path}: {key}: cannot change while the agent runs; restart it" for key in changed])
@@ -80,10 +90,10 @@ def _be_the_only_one(state: Directory) -> None:
         raise AlreadyRunning(state.path) from error
 
 
-def _ports(found: Loaded, state: Directory, log: Log) -> Ports:
-    scheduler = scheduler_of(found.config)
-    actions = Actions(Store(state), Records(found.config.data_dir), scheduler, found.config.limits.max_drained)
-    return Ports(state, ProbeProcess(found.config), scheduler, actions, SystemClock(), log)
+def _ports(config: Config, state: Directory, source: ProbeProcess, log: Log) -> Ports:
+    scheduler = scheduler_of(config)
+    actions = Actions(Store(state), Records(config.data_dir), scheduler, config.limits.max_drained)
+    return Ports(state, source, scheduler, actions, SystemClock(), log)
 
 
 def _compile(found: Loaded, state: Directory, log: Log) -> None:
@@ -93,10 +103,35 @@ def _compile(found: Loaded, state: Directory, log: Log) -> None:
         log.warning("hook_conf_incomplete", why=problem)
 
 
-def _build(found: Loaded, state: Directory, log: Log) -> Cycle:
-    _compile(found, state, log)
-    return Cycle(found.config, node_name(found.config), VERSION, _ports(found, state, log))
+class _Page:
+    """What the metrics server asks for (see Provider). Called from its threads; opens the state anew each time."""
 
+    def __init__(self, agent: Agent, state_dir: str) -> None:
+        self._agent = agent
+        self._state_dir = state_dir
 
-class _Page(Provider):
-    """What the metrics server asks for."""
+    def snapshot(self) -> Snapshot | None:
+        return self._agent.cycle.snapshot
+
+    def owners(self) -> Mapping[str, Owner]:
+        state = Directory(self._state_dir)
+        try:
+            return Store(state).owners()
+        finally:
+            state.close()
+
+    def locks_version(self) -> object:
+        return directory_version(f"{self._state_dir}/{LOCKS}")
+
+    def status(self) -> Mapping[str, Any] | None:
+        cycle = self._agent.cycle
+        if cycle.snapshot is None:
+            return None
+        state = Directory(self._state_dir)
+        try:
+            return status_of(cycle.config, state)
+        finally:
+            state.close()
+
+    def monotonic(self) -> float:
+        return time.monotonic()

@@ -22,6 +22,8 @@ class MigInstance:
     gpu_instance: int
     compute_instance: int
     memory_total: int | None = None
+    memory_used: int | None = None
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,14 @@ class GpuFacts:
 
     Identity: `uuid`, `bus_id` (sysfs form, lower case, `0000:3b:00.0`). `index` is NVML's and shifts when a GPU falls
     off the bus. Units are base units: bytes, watts, joules, hertz, celsius; ratios 0..1. `error` is NVML's return code
-    for the GPU as a whole (15 lost, 16 reset required), `error_text` its words. `links` maps the bus id of another GPU
-    to the quality of the connection (see topology.py).
+    for the GPU as a whole (15 lost, 16 reset required), `error_text` its words; a GPU with an error is listed even
+    where nothing else could be read, `uuid` empty if it was never known. `links` maps the bus id of another GPU to the
+    quality of the connection (see topology.py).
+
+    ECC counts are the volatile ones (since the driver was loaded). `power_limit` is the one enforced. Thresholds are
+    NVML's (slowdown, shutdown, the memory's maximum). `remapped_*` count rows, `retired_pages` pages of both causes
+    (GPUs before row remapping). NVLink: `nvlink_total` links there are, `nvlink_active` of them up, `nvlink_errors` the
+    sum of replay, recovery and CRC errors. `fabric_state` is NVML's (3: completed), `fabric_status` its return code.
     """
 
     uuid: str
@@ -62,6 +70,25 @@ class GpuFacts:
     ecc_uncorrected: int | None = None
     ecc_corrected: int | None = None
     recovery_action: int | None = None
+    slowdown_temperature: float | None = None
+    shutdown_temperature: float | None = None
+    memory_max_temperature: float | None = None
+    pcie_generation_max: int | None = None
+    pcie_width_max: int | None = None
+    pcie_replays: int | None = None
+    remapped_correctable: int | None = None
+    remapped_uncorrectable: int | None = None
+    remapping_pending: bool | None = None
+    remapping_failed: bool | None = None
+    retired_pages: int | None = None
+    retirement_pending: bool | None = None
+    persistence: bool | None = None
+    compute_mode: int | None = None
+    nvlink_total: int | None = None
+    nvlink_active: int | None = None
+    nvlink_errors: int | None = None
+    fabric_state: int | None = None
+    fabric_status: int | None = None
     mig_enabled: bool | None = None
     mig: tuple[MigInstance, ...] = ()
     processes: tuple[Process, ...] = ()
@@ -70,13 +97,24 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class XidEvent:
-    """An XID as it came: on which GPU, which number, when (monotonic seconds), who saw it (`nvml` or `kernel`)."""
+    """An XID as it came: on which GPU, which number, when (monotonic seconds), who saw it (`nvml` or `kernel`).
+
+    `kind` is `xid`, or `sxid` for a fault of an NVSwitch: its numbers are another table's, and `bus_id` is the
+    switch's. `uuid` is empty where the bus id belongs to no GPU that was ever read. `sequence` counts up within one
+    source of events. The instances are set where the XID names a MIG instance; `text` is the kernel's own, if it was
+    the witness.
+    """
 
     uuid: str
     xid: int
     monotonic: float
     source: str = "nvml"
     sequence: int = 0
+    kind: str = "xid"
+    bus_id: str = ""
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,18 +123,23 @@ class NodeFacts:
 
     `nvml_error` is the return code that kept NVML as a whole from answering (9 no driver, 12 no library, 18 versions
     differ); then `gpus` is empty. `hung` says that no answer came in time: `hung_uuid` on which GPU (empty: before any
-    GPU was reached), `crashed` by which signal the probe died. `gpus` then holds what had been read before.
-    `monotonic` is when the sweep ended, `boot_id` in which boot.
+    GPU was reached, or one whose UUID was never read: then `hung_index` tells), `crashed` by which signal the probe
+    died (0: it ended by itself); `hung_uuid` and `hung_index` tell where. `gpus` then holds what had been read before.
+    `driver` is what NVML says, `kernel_driver` the version of the kernel module that is loaded (empty: none).
+    `monotonic` is when the sweep ended, `boot_id` in which boot. `pci_gpus` counts NVIDIA's display and 3D controllers
+    on the bus, whatever the driver thinks of them.
     """
 
     boot_id: str
     monotonic: float
     driver: str = ""
+    kernel_driver: str = ""
     nvml_version: str = ""
     nvml_error: int | None = None
     nvml_error_text: str = ""
     hung: bool = False
     hung_uuid: str = ""
+    hung_index: int | None = None
     crashed: int | None = None
     duration: float = 0.0
     pci_gpus: int | None = None

@@ -1,11 +1,20 @@
-"""From findings to a verdict: strikes before it changes, other rules to come back. Pure."""
+"""From facts to findings to a verdict: strikes before it changes, other rules to come back. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nodeagent.config.model import Health
+from nodeagent.gpu.facts import NodeFacts
+from nodeagent.health.checks import CHECKS
 from nodeagent.health.finding import Finding, RecoveryAction
+from nodeagent.health.memory import Memory, clear, from_plain, to_plain
+from nodeagent.health.scene import Scene, observe
+from nodeagent.health.standing import Weighed, weigh
 from nodeagent.state.verdict_file import OK
+
+__all__ = ["Memory", "UnitVerdict", "Verdict", "clear", "from_plain", "judge", "to_plain"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +51,60 @@ class Verdict:
     units: tuple[UnitVerdict, ...] = ()
     node_state: str = OK
     node_findings: tuple[Finding, ...] = ()
+
+
+def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, Memory]:
+    """Return this cycle's verdict and what the next one has to remember; the same input gives the same output.
+
+    Begin with `Memory()`. A finding counts when it has stood for its check's strikes, an XID at once. ERROR fails a
+    unit, WARNING degrades it, UNKNOWN makes it UNKNOWN unless something worse stands. What counted is taken back after
+    `recover` cycles in a row in which the unit was read and nothing as bad was found; until then its reasons stay and
+    say what is missing. A unit that could not be read keeps its verdict until the strikes are full; one that never had
+    a verdict is UNKNOWN meanwhile. GPUs that were known in this boot stay in the verdict. Another boot forgets
+    everything.
+    """
+    if memory.boot_id and facts.boot_id and memory.boot_id != facts.boot_id:
+        memory = Memory()
+    scene = observe(memory, facts, settings)
+    findings = [finding for find in CHECKS.values() for finding in find(scene, settings)]
+    now = facts.monotonic
+    whole = scene.complete or scene.without_gpus(settings)
+    node = weigh(memory.node, _about("", findings), whole, now, settings)
+    units = {
+        uuid: weigh(unit, _about(uuid, findings), _judged(scene, uuid), now, settings)
+        for uuid, unit in scene.units.items()
+    }
+    verdicts = sorted((_verdict(unit) for unit in units.values()), key=_place)
+    verdict = Verdict(facts.boot_id, now, tuple(verdicts), node.memory.state, node.reasons)
+    remembered = {uuid: unit.memory for uuid, unit in units.items()}
+    return verdict, Memory(facts.boot_id or memory.boot_id, node.memory, remembered)
+
+
+def _about(unit: str, findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.unit == unit]
+
+
+def _judged(scene: Scene, uuid: str) -> bool:
+    """Whether the GPU gave its values, so that a check which found nothing on it says something."""
+    gpu = scene.read.get(uuid)
+    return gpu is not None and gpu.error is None
+
+
+def _place(unit: UnitVerdict) -> tuple[bool, int, str, str]:
+    return unit.index < 0, unit.index, unit.bus_id, unit.uuid
+
+
+def _verdict(weighed: Weighed) -> UnitVerdict:
+    unit = weighed.memory
+    return UnitVerdict(
+        uuid=unit.uuid,
+        state=unit.state,
+        since=unit.since,
+        reasons=weighed.reasons,
+        index=unit.index,
+        minor=unit.minor,
+        bus_id=unit.bus_id,
+        model=unit.model,
+        serial=unit.serial,
+        numa_node=unit.numa_node,
+    )

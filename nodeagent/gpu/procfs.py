@@ -1,0 +1,143 @@
+"""What the kernel says of NVIDIA GPUs without NVML: /proc/driver/nvidia and sysfs. Lean: the probe process imports it.
+
+Every reader takes the root of its tree (`/proc`, `/sys`, or a test's), and answers "nothing" (None, empty) where a file
+is missing, unreadable or makes no sense: never an exception.
+"""
+
+from __future__ import annotations
+
+import os
+
+NVIDIA = "0x10de"
+GPU_CLASSES = ("0x0300", "0x0302")
+"""PCI class and subclass: VGA compatible controller, 3D controller (pci.ids)."""
+MAX_BYTES = 65536
+VERSION_PARTS = (2, 3)
+
+
+class GpuIdentity:
+    """A GPU as /proc/driver/nvidia knows it. `uuid` is empty where the driver could not tell it (`GPU-????????-…`)."""
+
+    __slots__ = ("bus_id", "excluded", "minor", "model", "uuid", "vbios")
+
+    def __init__(self, bus_id: str) -> None:
+        self.bus_id = bus_id
+        self.uuid = ""
+        self.model = ""
+        self.minor: int | None = None
+        self.vbios = ""
+        self.excluded = False
+
+
+def normal_bus_id(text: str) -> str:
+    """Return a PCI address as sysfs writes it, `0000:3b:00.0`, from any of NVML's and the driver's spellings.
+
+    Accepted: 4 or 8 digits of domain, either case, the function left out (then 0). Empty if it is no address.
+    """
+    domain, _, rest = text.strip().partition(":")
+    bus, _, rest = rest.partition(":")
+    device, _, function = rest.partition(".")
+    try:
+        return f"{int(domain, 16):04x}:{int(bus, 16):02x}:{int(device, 16):02x}.{int(function or '0', 16):x}"
+    except ValueError:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def parse_version(text: str) -> str:
+    """Return the driver's version from the text of /proc/driver/nvidia/version, empty if there is none.
+
+    The proprietary module, the open module and their architectures word the `NVRM version:` line differently; the
+    version is its first word of two or three numbers (`367.56`, `550.163.01`).
+    """
+    for line in text.splitlines():
+        if not line.startswith("NVRM version:"):
+            continue
+        for word in line.split():
+            parts = word.split(".")
+            if len(parts) in VERSION_PARTS and all(part.isdigit() for part in parts):
+                return word
+    return ""
+
+
+def driver_version(proc: str, sys: str) -> str:
+    """Return the version of the kernel module that is loaded, empty if none is."""
+    return parse_version(_read(f"{proc}/driver/nvidia/version")) or _read(f"{sys}/module/nvidia/version").strip()
+
+
+def gpu_bus_ids(proc: str) -> list[str]:
+    """Return the bus ids of the GPUs that the driver has taken, ascending (NVML's own order). Touches no GPU."""
+    return sorted(filter(None, (normal_bus_id(name) for name in _names(f"{proc}/driver/nvidia/gpus"))))
+
+
+def parse_information(text: str, bus_id: str) -> GpuIdentity:
+    """Return the identity that an `information` file holds; its lines are `Key:`, tabs and blanks, value."""
+    values = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            values[key.strip().lower()] = value.strip()
+    identity = GpuIdentity(normal_bus_id(values.get("bus location", "")) or bus_id)
+    uuid = values.get("gpu uuid", "")
+    identity.uuid = uuid if uuid.startswith("GPU-") and "?" not in uuid else ""
+    identity.model = values.get("model", "")
+    vbios = values.get("video bios", "")
+    identity.vbios = "" if "?" in vbios else vbios
+    minor = values.get("device minor", "")
+    identity.minor = int(minor) if minor.isdigit() else None
+    identity.excluded = values.get("gpu excluded", "").lower() == "yes"
+    return identity
+
+
+def gpu_identity(proc: str, bus_id: str) -> GpuIdentity | None:
+    """Return what the driver knows of one GPU, None if it has no such GPU.
+
+    Reading it can wake a sick GPU, and block on it: only the probe process may call this.
+    """
+    text = _read(f"{proc}/driver/nvidia/gpus/{bus_id}/information")
+    return parse_information(text, bus_id) if text else None
+
+
+def count_pci_gpus(sys: str) -> int | None:
+    """Return how many NVIDIA GPUs are on the PCI bus, None if the bus cannot be read.
+
+    Not counted, because they are none of this node's: virtual functions of a GPU that is split for virtual machines,
+    and GPUs handed to a virtual machine as a whole (driver vfio-pci).
+    """
+    home = f"{sys}/bus/pci/devices"
+    if not os.path.isdir(home):
+        return None
+    return sum(_is_gpu(f"{home}/{name}") for name in _names(home))
+
+
+def _is_gpu(device: str) -> bool:
+    if _read(f"{device}/vendor").strip().lower() != NVIDIA:
+        return False
+    if not _read(f"{device}/class").strip().lower().startswith(GPU_CLASSES):
+        return False
+    if os.path.lexists(f"{device}/physfn"):
+        return False
+    try:
+        return os.path.basename(os.readlink(f"{device}/driver")) != "vfio-pci"
+    except OSError:
+        return True
+
+
+def numa_node(sys: str, bus_id: str) -> int | None:
+    """Return the NUMA node a PCI device is attached to, None where the firmware does not say (-1)."""
+    text = _read(f"{sys}/bus/pci/devices/{bus_id}/numa_node").strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,82 @@
+"""How well pairs of GPUs are connected: one integer a pair, for placement. Pure.
+
+The scale, more is better; only its order and the distances between its bands matter:
+
+    NVLink              1000 x generation x links, plus what PCIe gives
+    same board           6   NVML's level 0 (two GPUs behind the board's own bridge)
+    one PCIe switch      5   level 10
+    several switches     4   level 20
+    host bridge          3   level 30
+    same NUMA node       2   level 40
+    other                1   level 50
+    unknown              0
+
+1000 keeps the bands apart also in sums: the 120 pairs of 16 GPUs give at most 720 by PCIe. The generation is the
+number that NVML gives the NVLink version (nvml.h, NVML_NVLINK_VERSION_*: 1, 2, 3 for 2.2, 4 for 3.0 … 7 for 5.0): it
+rises with the bandwidth of a link. GPUs on NVSwitches reach each other with all their links: each pair has the smaller
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+NVLINK = 1000
+ANCESTOR_QUALITY = {0: 6, 10: 5, 20: 4, 30: 3, 40: 2, 50: 1}
+"""NVML's nvmlGpuTopologyLevel_t -> quality."""
+TO_GPU = 0
+TO_SWITCH = 2
+"""NVML's nvmlIntNvLinkDeviceType_t."""
+
+
+@dataclass(frozen=True)
+class NvLink:
+    """One link that is up: NVML's number of its version, what is at its other end (0 a GPU, 2 a switch), and where."""
+
+    version: int
+    remote_type: int
+    remote_bus_id: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """One GPU's connections: its NVLinks that are up, and NVML's common ancestor level with other GPUs by bus id."""
+
+    nvlinks: Sequence[NvLink] = ()
+    ancestors: Mapping[str, int] = field(default_factory=dict)
+
+
+def _strength(links: Sequence[NvLink]) -> int:
+    return sum(max(1, link.version) for link in links)
+
+
+def _nvlink(here: Place, here_id: str, there: Place, there_id: str) -> int:
+    """Generation times number, as the weaker of the two ends sees it: a link counts if both say that it is up."""
+    direct = min(
+        _strength([link for link in here.nvlinks if link.remote_bus_id == there_id]),
+        _strength([link for link in there.nvlinks if link.remote_bus_id == here_id]),
+    )
+    switched = min(
+        _strength([link for link in here.nvlinks if link.remote_type == TO_SWITCH]),
+        _strength([link for link in there.nvlinks if link.remote_type == TO_SWITCH]),
+    )
+    return direct + switched
+
+
+def link_quality(here_id: str, here: Place, there_id: str, there: Place) -> int:
+    """Return the quality of the connection of two GPUs, on the scale above; the same whichever is named first."""
+    levels = [level for level in (here.ancestors.get(there_id), there.ancestors.get(here_id)) if level is not None]
+    pcie = ANCESTOR_QUALITY.get(min(levels), 0) if levels else 0
+    return NVLINK * _nvlink(here, here_id, there, there_id) + pcie
+
+
+def link_qualities(places: Mapping[str, Place]) -> dict[str, dict[str, int]]:
+    """Return for each GPU, by bus id, the quality of its connection to each other one. Symmetric."""
+    ids = sorted(places)
+    table: dict[str, dict[str, int]] = {bus_id: {} for bus_id in ids}
+    for at, here in enumerate(ids):
+        for there in ids[at + 1 :]:
+            quality = link_quality(here, places[here], there, places[there])
+            table[here][there] = table[there][here] = quality
+    return table

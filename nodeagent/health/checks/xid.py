@@ -1,0 +1,62 @@
+"""xid: the driver reported a fault.
+
+Source: NVML's events and the kernel log; the number's meaning and action from `nodeagent.health.xid`.
+Threshold: one, at once: no strikes.
+Severity: ERROR for an action of reset_gpu or worse, on the GPU, latched. INFO for all else, for the one cycle: an
+application's fault and an unknown number are told and counted and change nothing. NVSwitch faults (SXid) have another
+table: INFO on the node. A grave XID of a GPU that never told its UUID: WARNING on the node.
+Action: the table's, or `health.xid_actions`'.
+Clears (latched ones): another boot; the GPU's energy counter started again, so it was initialised anew; an
+administrator's restore. A setting that takes the action away takes the latch away too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from nodeagent.config.model import Health
+from nodeagent.gpu.facts import XidEvent
+from nodeagent.health import xid as table
+from nodeagent.health.finding import Finding, RecoveryAction, Severity
+from nodeagent.health.scene import Scene, instance
+
+NAME = "xid"
+
+
+def find(scene: Scene, settings: Health) -> Iterator[Finding]:
+    """Yield the latched XIDs of each GPU, then what else came in this cycle."""
+    for uuid, unit in scene.units.items():
+        for latch in unit.latches:
+            known = table.look_up(latch.xid, settings.xid_actions)
+            if table.latches(known):
+                evidence = _evidence(known, unit.place, latch.where, 1)
+                yield Finding(NAME, uuid, Severity.ERROR, evidence, known.action)
+    passing = Counter((scene.unit_of(event), _kind(event)) for event in scene.facts.xids)
+    for (uuid, (kind, number, bus_id, where)), times in passing.items():
+        if kind != "xid":
+            yield Finding(NAME, "", Severity.INFO, f"NVSwitch {bus_id}: {kind} {number}{_times(times)}")
+            continue
+        known = table.look_up(number, settings.xid_actions)
+        if uuid and not table.latches(known):
+            evidence = _evidence(known, scene.units[uuid].place if uuid in scene.units else f"GPU {uuid}", where, times)
+            yield Finding(NAME, uuid, Severity.INFO, evidence, known.action)
+        elif not uuid:
+            severity = Severity.WARNING if table.latches(known) else Severity.INFO
+            evidence = _evidence(
+                known, f"a GPU at {bus_id or 'an unknown place'} that never told its UUID", where, times
+            )
+            yield Finding(NAME, "", severity, evidence, known.action if severity else RecoveryAction.NONE)
+
+
+def _kind(event: XidEvent) -> tuple[str, int, str, str]:
+    return event.kind, event.xid, event.bus_id, instance(event)
+
+
+def _evidence(known: table.Xid, place: str, where: str, times: int) -> str:
+    inside = f" {where}" if where else ""
+    return f"XID {known.number} ({known.name}) on {place}{inside}{_times(times)}"
+
+
+def _times(times: int) -> str:
+    return "" if times == 1 else f", {times} times"

@@ -1,0 +1,180 @@
+"""What the judgement of one cycle hands to the next: strikes, latches, baselines. Frozen; plain data on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nodeagent.errors import UnknownFormat
+from nodeagent.health.finding import Finding, RecoveryAction, Severity
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Latch:
+    """A grave XID that nothing has cleared yet.
+
+    `energy` is the GPU's energy counter (joules) as last read since the XID, None if it was never read; `boot_id` is
+    the boot in which the XID came; `where` names the MIG instance, if the XID did.
+    """
+
+    xid: int
+    monotonic: float
+    boot_id: str
+    energy: float | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class EccWatch:
+    """Uncorrected ECC errors: `last` is the count just read, `baseline` the one at `since` that it is compared with.
+
+    `tripped` says that it rose by more than is allowed; it stays so until the counter starts anew.
+    """
+
+    baseline: int
+    last: int
+    since: float
+    tripped: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What one check found at one severity, kept until `recover` clean cycles have passed; `clean` counts them."""
+
+    findings: tuple[Finding, ...]
+    clean: int = 0
+
+    @property
+    def check(self) -> str:
+        """The check that found it."""
+        return self.findings[0].check
+
+    @property
+    def severity(self) -> Severity:
+        """The severity that all of its findings share."""
+        return self.findings[0].severity
+
+
+@dataclass(frozen=True)
+class UnitMemory:
+    """One GPU as it is remembered in this boot, or (`uuid` empty) the node as a whole.
+
+    Identity is the last one known. `state` is the last verdict, empty before the first; `since` when it began
+    (monotonic seconds). `strikes` counts, by check, the cycles in a row in which it found something. `energy` is the
+    last reading. `absent` says that the last complete sweep had no such GPU.
+    """
+
+    uuid: str
+    index: int = -1
+    minor: int = -1
+    bus_id: str = ""
+    model: str = ""
+    serial: str = ""
+    numa_node: int = -1
+    state: str = ""
+    since: float = 0.0
+    energy: float | None = None
+    absent: bool = False
+    ecc: EccWatch | None = None
+    latches: tuple[Latch, ...] = ()
+    strikes: Mapping[str, int] = field(default_factory=dict)
+    standing: tuple[Standing, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The GPU as a line for a person names it."""
+        name = f"GPU {self.index}" if self.index >= 0 else "GPU"
+        return f"{name} {self.bus_id or self.uuid}"
+
+
+NODE = UnitMemory("")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Everything that `judge` remembers; it is worth something only within the boot `boot_id`."""
+
+    boot_id: str = ""
+    node: UnitMemory = NODE
+    units: Mapping[str, UnitMemory] = field(default_factory=dict)
+
+
+def clear(memory: Memory, uuid: str) -> Memory:
+    """Return the memory after an administrator's restore of that GPU.
+
+    Latched XIDs, ECC errors and strikes are forgotten; what is found anew counts again, and until `recover` clean
+    cycles have passed the unit stays what it is. A GPU that is no longer there is forgotten altogether.
+    """
+    unit = memory.units.get(uuid)
+    if unit is None:
+        return memory
+    units = dict(memory.units)
+    if unit.absent:
+        del units[uuid]
+    else:
+        standing = tuple(replace(one, clean=0) for one in unit.standing)
+        units[uuid] = replace(unit, latches=(), ecc=None, strikes={}, standing=standing)
+    return replace(memory, units=units)
+
+
+def to_plain(memory: Memory) -> dict[str, Any]:
+    """Return the memory as JSON has it, for `from_plain`."""
+    return {
+        "format": FORMAT,
+        "boot_id": memory.boot_id,
+        "node": _plain_unit(memory.node),
+        "units": [_plain_unit(unit) for unit in memory.units.values()],
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> Memory:
+    """Return the memory that `to_plain` wrote.
+
+    Raises:
+        UnknownFormat: another release wrote it, or it is damaged: then what was latched is not known.
+
+    """
+    if not isinstance(plain, Mapping) or plain.get("format") != FORMAT:
+        raise UnknownFormat("health memory", str(plain)[:40])
+    try:
+        units = [_unit(entry) for entry in plain["units"]]
+        return Memory(str(plain["boot_id"]), _unit(plain["node"]), {unit.uuid: unit for unit in units})
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UnknownFormat("health memory", f"{type(error).__name__} {error}") from error
+
+
+def _plain_unit(unit: UnitMemory) -> dict[str, Any]:
+    plain = dict(vars(unit))
+    plain["ecc"] = None if unit.ecc is None else dict(vars(unit.ecc))
+    plain["latches"] = [dict(vars(latch)) for latch in unit.latches]
+    plain["strikes"] = dict(unit.strikes)
+    plain["standing"] = [
+        {"clean": one.clean, "findings": list(map(_plain_finding, one.findings))} for one in unit.standing
+    ]
+    return plain
+
+
+def _plain_finding(finding: Finding) -> dict[str, Any]:
+    return {**vars(finding), "severity": finding.severity.name, "action": finding.action.name}
+
+
+def _unit(plain: Mapping[str, Any]) -> UnitMemory:
+    values = dict(plain)
+    values["ecc"] = None if plain["ecc"] is None else EccWatch(**plain["ecc"])
+    values["latches"] = tuple(Latch(**latch) for latch in plain["latches"])
+    values["strikes"] = {str(check): int(count) for check, count in plain["strikes"].items()}
+    values["standing"] = tuple(_standing(one) for one in plain["standing"])
+    return UnitMemory(**values)
+
+
+def _standing(plain: Mapping[str, Any]) -> Standing:
+    findings = tuple(
+        Finding(**{**one, "severity": Severity[one["severity"]], "action": RecoveryAction[one["action"]]})
+        for one in plain["findings"]
+    )
+    if not findings:
+        raise ValueError("a standing without findings")
+    return Standing(findings, int(plain["clean"]))

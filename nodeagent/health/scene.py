@@ -1,0 +1,136 @@
+"""What checks look at: this cycle's facts with every GPU put to the name it is remembered by. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from nodeagent.config.model import Health
+from nodeagent.gpu.facts import GpuFacts, NodeFacts, XidEvent
+from nodeagent.health import xid
+from nodeagent.health.ecc import watch
+from nodeagent.health.memory import Latch, Memory, UnitMemory
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One cycle, identities resolved.
+
+    `units` are all GPUs known in this boot with their memory brought up to date. `read` are those that this sweep
+    reached (some of them with an error of their own). `nameless` GPUs were listed but have never told their UUID.
+    `stopped` is the unit at which the probe hung or crashed, empty if at none that is known. `absent` are known units
+    that a complete sweep did not list.
+    """
+
+    facts: NodeFacts
+    units: Mapping[str, UnitMemory]
+    read: Mapping[str, GpuFacts]
+    nameless: tuple[GpuFacts, ...] = ()
+    stopped: str = ""
+    absent: frozenset[str] = frozenset()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sweep reached its end, so that what is missing in it is missing."""
+        return is_complete(self.facts)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The known units of which this sweep says nothing because it was cut short."""
+        return () if self.complete else tuple(uuid for uuid in self.units if uuid not in self.read)
+
+    def without_gpus(self, settings: Health) -> bool:
+        """Say whether this is a node without GPUs, on which nothing of NVIDIA's has to work."""
+        if settings.expected_gpus > 0 or self.units or self.facts.gpus:
+            return False
+        return self.facts.pci_gpus == 0 or (self.facts.pci_gpus is None and self.complete)
+
+    def unit_of(self, event: XidEvent) -> str:
+        """Return the unit that an XID belongs to, empty if it is none that is known."""
+        return event.uuid or _by_bus_id(self.units, event.bus_id)
+
+
+def is_complete(facts: NodeFacts) -> bool:
+    """Say whether the sweep reached its end."""
+    return facts.nvml_error is None and facts.crashed is None and not facts.hung
+
+
+def observe(memory: Memory, facts: NodeFacts, settings: Health) -> Scene:
+    """Bring the memory of each GPU up to date with what was read and tell who is where."""
+    units = dict(memory.units)
+    read: dict[str, GpuFacts] = {}
+    nameless = []
+    for gpu in facts.gpus:
+        uuid = gpu.uuid or _by_bus_id(units, gpu.bus_id)
+        if not uuid:
+            nameless.append(gpu)
+            continue
+        units[uuid] = _seen(units.get(uuid, UnitMemory(uuid)), gpu, facts, settings)
+        read[uuid] = gpu
+    stopped = _stopped(units, read, facts)
+    if stopped:
+        read.pop(stopped, None)
+        units.setdefault(stopped, UnitMemory(stopped, index=-1 if facts.hung_index is None else facts.hung_index))
+    _latch(units, facts, settings)
+    complete = is_complete(facts)
+    absent = frozenset(uuid for uuid in units if complete and uuid not in read)
+    if complete:
+        units = {uuid: replace(unit, absent=uuid in absent) for uuid, unit in units.items()}
+    return Scene(facts, units, read, tuple(nameless), stopped, absent)
+
+
+def _by_bus_id(units: Mapping[str, UnitMemory], bus_id: str) -> str:
+    return next((uuid for uuid, unit in units.items() if bus_id and unit.bus_id == bus_id), "")
+
+
+def _stopped(units: Mapping[str, UnitMemory], read: Mapping[str, GpuFacts], facts: NodeFacts) -> str:
+    """The unit at which the probe got stuck or died."""
+    if not facts.hung and facts.crashed is None:
+        return ""
+    if facts.hung_uuid or facts.hung_index is None:
+        return facts.hung_uuid
+    return next((uuid for uuid, unit in units.items() if unit.index == facts.hung_index and uuid not in read), "")
+
+
+def _seen(unit: UnitMemory, gpu: GpuFacts, facts: NodeFacts, settings: Health) -> UnitMemory:
+    """The unit after it was listed; values that are not known now keep their last ones."""
+    restarted = gpu.energy is not None and unit.energy is not None and gpu.energy < unit.energy
+    energy = unit.energy if gpu.energy is None else gpu.energy
+    latches = tuple(replace(latch, energy=energy) for latch in unit.latches if not _cleared(latch, gpu.energy))
+    return replace(
+        unit,
+        index=unit.index if gpu.index is None else gpu.index,
+        minor=unit.minor if gpu.minor is None else gpu.minor,
+        bus_id=gpu.bus_id or unit.bus_id,
+        model=gpu.name or unit.model,
+        serial=gpu.serial or unit.serial,
+        numa_node=unit.numa_node if gpu.numa_node is None else gpu.numa_node,
+        energy=energy,
+        latches=latches,
+        ecc=watch(unit.ecc, gpu.ecc_uncorrected, restarted, settings.uncorrected_ecc_per_hour, facts.monotonic),
+    )
+
+
+def _cleared(latch: Latch, energy: float | None) -> bool:
+    """Whether the energy counter, which counts since the driver was last loaded (nvml.h), began again after the XID."""
+    return energy is not None and latch.energy is not None and energy < latch.energy
+
+
+def _latch(units: dict[str, UnitMemory], facts: NodeFacts, settings: Health) -> None:
+    """Remember the grave XIDs of this cycle at their units; the latest of a number replaces the one before."""
+    for event in facts.xids:
+        uuid = event.uuid or _by_bus_id(units, event.bus_id)
+        if event.kind != "xid" or not uuid or not xid.latches(xid.look_up(event.xid, settings.xid_actions)):
+            continue
+        unit = units.get(uuid, UnitMemory(uuid, bus_id=event.bus_id))
+        latch = Latch(event.xid, event.monotonic, facts.boot_id, unit.energy, instance(event))
+        others = tuple(old for old in unit.latches if old.xid != event.xid)
+        units[uuid] = replace(unit, latches=(*others, latch))
+
+
+def instance(event: XidEvent) -> str:
+    """Return the MIG instance that an XID names, empty if it names none."""
+    if event.gpu_instance is None:
+        return ""
+    compute = "" if event.compute_instance is None else f" CI {event.compute_instance}"
+    return f"MIG GI {event.gpu_instance}{compute}"
