@@ -23,8 +23,12 @@ _SHORTEST_PAUSE = 0.2  # seconds between cycles however many XIDs come
 class Page(Protocol):
     """What serves the metrics; told of nothing, it asks the cycle."""
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
     def start(self) -> None:
-        """Listen."""
+        """Listen, or raise a NodeAgentError."""
 
     def stop(self) -> None:
         """Stop listening."""
@@ -64,8 +68,7 @@ class Agent:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         self.cycle.begin()
-        if self.page is not None:
-            self.page.start()
+        self._start_page()
         awake, wake = socket.socketpair()
         awake.setblocking(False)
         wake.setblocking(False)
@@ -82,6 +85,18 @@ class Agent:
             if self.page is not None:
                 self.page.stop()
             self.cycle.end()
+
+    def _start_page(self) -> None:
+        """Listen; without the address the agent still watches and locks, which matters more than being watched."""
+        if self.page is None:
+            return
+        try:
+            self.page.start()
+        except NodeAgentError as error:
+            self._log.error("listen_failed", why=str(error))
+            self.page = None
+        else:
+            self._log.info("listening", url=self.page.url)
 
     def _on_signal(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:

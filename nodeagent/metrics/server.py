@@ -259,6 +259,12 @@ class MetricsServer:
         """The port, once started (with port 0 the kernel chooses one)."""
         return 0 if self._server is None else self._server.server_port
 
+    @property
+    def url(self) -> str:
+        """The address for people, once started."""
+        host = self._address.rpartition(":")[0]
+        return f"http://{host or socket.gethostname()}:{self.port}"
+
     def start(self) -> None:
         """Bind and serve in a thread of its own.
 

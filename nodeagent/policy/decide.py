@@ -65,10 +65,11 @@ class DrainRecord:
 
 
 def describe(unit: UnitVerdict) -> str:
-    """Return one line that names GPU, fault and recovery action, as it stands in reasons."""
-    where = " ".join(word for word in (unit.bus_id, unit.uuid) if word)
-    name = f"GPU{unit.index}" if unit.index >= 0 else "GPU"
-    return f"{name} {where}: {_evidence(unit.reasons)}: {unit.action.word}"
+    """Return one line that names GPU, fault and recovery action, as it stands in reasons.
+
+    The evidence names the GPU as people know it (index, bus id); the UUID is what identifies it.
+    """
+    return f"{_evidence(unit.reasons)}; needs {unit.action.word} ({unit.uuid})"
 
 
 def _evidence(findings: tuple[Finding, ...]) -> str:
@@ -91,7 +92,7 @@ def wanted_drain(verdict: Verdict, policy: Policy, spares_units: bool) -> Drain 
         grave = tuple(f for f in verdict.node_findings if f.severity >= Severity.ERROR)
         action = max((f.action for f in grave), default=RecoveryAction.NONE)
         if grave and _word(policy, action) != "tell":
-            parts.append((f"node: {_evidence(grave)}: {action.word}", action))
+            parts.append((f"{_evidence(grave)}; needs {action.word}", action))
     for unit in verdict.units:
         word = _word(policy, unit.action) if unit.state == FAILED else "tell"
         if word == "drain" or (word == "retire" and not spares_units):

@@ -1,0 +1,45 @@
+# gpu-nodeagent: `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit lint full bench rpm clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(STAMP)  ## two jobs and a dying GPU on a simulated 8-GPU node, in under a minute
+	@$(BIN)/python -m tests.demo
+
+test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
+	$(BIN)/python -m pytest
+
+unit: $(STAMP)  ## pure tests: no process, no scheduler
+	$(BIN)/python -m pytest -q tests/unit
+
+lint: $(STAMP)  ## ruff and mypy strict
+	$(BIN)/ruff check . prolog/* epilog/*
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## hooks against a bare interpreter, agent at rest; prints the figures with their limits
+	$(BIN)/python -m bench
+
+rpm:  ## build the RPM into dist/
+	rpm/build dist
+
+clean:  ## remove what the targets above made
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache $(VENV)
+
+.PHONY: provision provision-demo
+provision:
+	@/usr/bin/python3 tests/provision.py test
+provision-demo:
+	@/usr/bin/python3 tests/provision.py demo
+
+# One virtual environment for all targets, made anew when what goes into it has changed.
+$(STAMP): pyproject.toml requirements-dev.txt | provision-demo
+	@tests/make-venv $(PYTHON) $(VENV)
+	@touch $@
