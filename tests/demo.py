@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-from tests.simnvml import CompilerMissing, Scenario, build, fake_roots
-
-T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent.parent
-COMMAND = [sys.executable, "-m", "nodeagent.cli.main"]
-DEADLINE = 20.0
+from tests.simnvml import CompilerMissing
+from tests.simulated_node import SimulatedNode, running, until
 
 
 def say(words: str) -> None:
@@ -32,70 +24,8 @@ def step(words: str) -> None:
     say(f"\n\033[1m== {words}\033[0m" if sys.stdout.isatty() else f"\n== {words}")
 
 
-class Node:
-    """The simulated node: a scenario for the stand-in NVML library, a configuration, an agent."""
-
-    def __init__(self, directory: Path) -> None:
-        self.scenario = Scenario(directory / "scenario", gpus=8, library=build(ROOT / "build" / "simnvml"))
-        roots = fake_roots(directory / "roots", self.scenario)
-        self.config = directory / "config.yaml"
-        self.environment = {**os.environ, **self.scenario.env, "PYTHONPATH": str(ROOT)}
-        self.config.write_text(
-            f"state_dir: {directory}/state\ndata_dir: {directory}/data\nnode_name: demo\n"
-            "listen: 127.0.0.1:0\ninterval: 1s\nhealth: {recover: 2}\n"
-            f"roots: {{proc: {roots['proc']}, sys: {roots['sys']}, dev: {roots['dev']}}}\n"
-        )
-        self.log = directory / "agent.log"
-
-    def argv(self, *words: str) -> list[str]:
-        """Return the command line of a subcommand on this node."""
-        return [*COMMAND, "--config", str(self.config), *words]
-
-    def ask(self, *words: str) -> str:
-        """Run a subcommand and return what it prints."""
-        done = subprocess.run(self.argv(*words), env=self.environment, stdout=subprocess.PIPE, text=True, check=False)
-        return done.stdout
-
-    def status(self) -> dict[str, Any]:
-        """Return `status --json`."""
-        found: dict[str, Any] = json.loads(self.ask("status", "--json"))
-        return found
-
-    def url(self) -> str:
-        """Return where the agent listens, from its log."""
-        for line in self.log.read_text().splitlines():
-            for word in line.split():
-                if word.startswith("url="):
-                    return word.partition("=")[2]
-        return ""
-
-
-def until(condition: Callable[[], T | None], what: str) -> T:
-    """Wait for a condition, at most 20 s."""
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"did not happen in {DEADLINE:.0f} s: {what}")
-        time.sleep(0.1)
-
-
 @contextmanager
-def running(argv: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program for as long as the block lasts."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen(argv, env=environment, stdout=sink, stderr=sink)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(timeout=DEADLINE)
-
-
-@contextmanager
-def job(node: Node, directory: Path, name: str, gpus: int) -> Iterator[str]:
+def job(node: SimulatedNode, directory: Path, name: str, gpus: int) -> Iterator[str]:
     """Run a job that prints what it sees and stays until the block ends; yields its CUDA_VISIBLE_DEVICES."""
     log = directory / f"{name}.out"
     script = 'echo "devices=$CUDA_VISIBLE_DEVICES"; exec sleep 300'
@@ -106,7 +36,7 @@ def job(node: Node, directory: Path, name: str, gpus: int) -> Iterator[str]:
         yield devices
 
 
-def show(node: Node) -> None:
+def show(node: SimulatedNode) -> None:
     """Print the status table."""
     say(node.ask("status").rstrip())
 
@@ -119,18 +49,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-nodeagent-demo-") as name:
         directory = Path(name)
         try:
-            node = Node(directory)
+            node = SimulatedNode(directory, settings="interval: 1s\nhealth: {recover: 2}\n")
         except CompilerMissing as error:
             say(f"the stand-in NVML library cannot be built: {error}")
             return 1
-        with running(node.argv("run"), node.environment, node.log):
+        with node.agent():
             return play(node, directory)
 
 
-def play(node: Node, directory: Path) -> int:
+def play(node: SimulatedNode, directory: Path) -> int:
     """The story."""
     step("an agent on a node with 8 simulated H100s")
-    until(lambda: node.log.exists() and node.status()["agent"]["fresh"], "a first verdict")
     show(node)
     with job(node, directory, "job-1", 2) as first:
         with job(node, directory, "job-2", 2) as second:
@@ -154,7 +83,7 @@ def play(node: Node, directory: Path) -> int:
     return farewell(node)
 
 
-def farewell(node: Node) -> int:
+def farewell(node: SimulatedNode) -> int:
     """Say where to look and what to try; on a terminal the node stays up until Ctrl-C."""
     url = node.url()
     with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:  # noqa: S310  our own loopback address
