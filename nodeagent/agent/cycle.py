@@ -12,7 +12,7 @@ from nodeagent.agent.publish import published, verdict_file
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import NodeAgentError
+from nodeagent.errors import NodeAgentError, UnknownFormat
 from nodeagent.gpu.facts import GpuSource, NodeFacts
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.verdict import Verdict, judge
@@ -79,8 +79,8 @@ class Cycle:
         if remembered is not None:
             try:
                 self.memory = from_plain(remembered)
-            except (KeyError, TypeError, ValueError) as error:
-                self.ports.log.warning("memory_unreadable", why=repr(error))
+            except UnknownFormat as error:
+                self.ports.log.error("memory_unreadable", why=str(error))
 
     def end(self) -> None:
         """Let go of the probe."""

@@ -24,4 +24,4 @@ def watch(old: EccWatch | None, count: int | None, restarted: bool, per_hour: fl
         old = EccWatch(0, 0, now)
     elif now - old.since >= HOUR and not old.tripped:
         old = EccWatch(old.last, old.last, now)
-    return replace(old, last=count, tripped=old.tripped or count - old.baseline > per_hour)
+    return replace(old, last=count, tripped=count - old.baseline > per_hour)

@@ -31,7 +31,8 @@ class Latch:
 class EccWatch:
     """Uncorrected ECC errors: `last` is the count just read, `baseline` the one at `since` that it is compared with.
 
-    `tripped` says that it rose by more than is allowed; it stays so until the counter starts anew.
+    `tripped` says that it rose by more than is allowed; then the baseline stays, so it is so until the counter starts
+    anew.
     """
 
     baseline: int

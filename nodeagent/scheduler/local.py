@@ -6,24 +6,29 @@ from nodeagent.scheduler.port import Fleet, NodeState
 
 
 class LocalScheduler:
-    """A node on its own. `spares_units`: a retired GPU is simply never granted."""
+    """A node on its own. `spares_units`: a retired GPU is simply never granted. A drain is only remembered."""
 
     name = "local"
     spares_units = True
 
+    def __init__(self) -> None:
+        self._reason = ""
+
     def node_state(self) -> NodeState:
         """See Scheduler."""
-        return NodeState(False)
+        return NodeState(bool(self._reason), self._reason)
 
     def fleet(self) -> Fleet:
         """See Scheduler."""
         return Fleet(1, 0)
 
     def drain(self, reason: str) -> None:
-        """See Scheduler: there is nothing to tell."""
+        """See Scheduler: there is nobody to tell."""
+        self._reason = reason
 
     def resume(self) -> None:
-        """See Scheduler: there is nothing to tell."""
+        """See Scheduler: there is nobody to tell."""
+        self._reason = ""
 
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""

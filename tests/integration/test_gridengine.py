@@ -1,0 +1,262 @@
+"""Real Son of Grid Engine, real hooks and load sensor, a real agent; only the GPUs are simulated."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.gridengine import GridEngineCluster
+from tests.clusters.process import open_directory
+from tests.integration.support import executable, gate_script, install_tree, require, variables
+from tests.simulated_node import ROOT, SimulatedNode, until
+
+SETTINGS = """interval: 1s
+hooks: {{wait_for_units: 2s}}
+health: {{recover: 2}}
+scheduler:
+  kind: sge
+  sge: {{root: {root}, qmaster_port: {qmaster}, execd_port: {execd}}}
+drivers: {{path: "{sets}/v{{version}}"}}
+"""
+
+
+class Lab:
+    """One exec host with four simulated GPUs and an agent; `offered` is what the host's complex_values say."""
+
+    def __init__(self, directory: Path, stack: ExitStack, offered: int = 4, complexes: tuple[str, ...] = ()) -> None:
+        self.directory = directory
+        tree = install_tree(directory)
+        more = {"complexes": complexes} if complexes else {}
+        self.cluster = stack.enter_context(GridEngineCluster(directory, gpus=offered, **more))
+        environment = self.cluster.environment
+        self.sets = directory / "sets"
+        settings = SETTINGS.format(
+            root=environment["SGE_ROOT"],
+            qmaster=environment["SGE_QMASTER_PORT"],
+            execd=environment["SGE_EXECD_PORT"],
+            sets=self.sets,
+        )
+        (directory / "node").mkdir(mode=0o755)
+        self.node = SimulatedNode(directory / "node", gpus=4, node=self.cluster.host, settings=settings)
+        (self.sets / f"v{self.node.scenario.driver}").mkdir(parents=True)
+        self.agent: subprocess.Popen[bytes] = stack.enter_context(self.node.agent())
+        self.cluster.set_prolog(
+            f"root@{tree}/prolog/sge --config {self.node.config}", f"root@{tree}/epilog/sge --config {self.node.config}"
+        )
+        sensor = f"exec {sys.executable} -m nodeagent.cli.main --config {self.node.config} sge-sensor"
+        self.cluster.set_load_sensor(executable(directory / "sensor", f"export PYTHONPATH={ROOT}\n{sensor}"))
+        until(lambda: self.value("gpu_faulty") is not None, "the load sensor's first report")
+        self._gates = 0
+
+    def value(self, name: str) -> str | None:
+        """Return what `qhost -F` shows of a complex."""
+        return self.cluster.qhost_values(name)
+
+    def faulty(self) -> int:
+        """Return the sensor's number of faulty GPUs."""
+        return int(float(self.value("gpu_faulty") or "0"))
+
+    def begin(self, *arguments: str, user: str = "alice") -> tuple[str, Path]:
+        """Submit a job that runs until its gate exists; returns when it has begun."""
+        self._gates += 1
+        gate = self.directory / f"gate{self._gates}"
+        job = self.cluster.submit(user, list(arguments), gate_script(gate))
+        until(lambda: "begun=yes" in self.cluster.job_output(job), f"job {job} begins")
+        return job, gate
+
+    def finish(self, job: str, gate: Path) -> dict[str, str]:
+        """Let a job end and return its environment."""
+        gate.touch()
+        self.cluster.wait_job_gone(job)
+        return variables(self.cluster.job_output(job))
+
+    def tidy(self) -> None:
+        """Bring everything back: jobs ended, GPUs healthy, nothing held."""
+        for number in range(1, self._gates + 1):
+            (self.directory / f"gate{number}").touch()
+        with self.node.scenario.edit():
+            self.node.scenario.clear_faults()
+            self.node.scenario.heal()
+        for index in self.node.retired():
+            self.node.call("restore", str(index))
+        until(lambda: not self.node.retired(), "nothing retired")
+        until(lambda: self.faulty() == 0, "the sensor reports no fault")
+        until(lambda: not self.node.holders(), "all units free")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Grid Engine with one host of four GPUs."""
+    require("gridengine")
+    with open_directory("gna-sge-") as directory, ExitStack() as stack:
+        yield Lab(directory, stack)
+
+
+@pytest.fixture(autouse=True)
+def tidied(lab: Lab) -> Iterator[None]:
+    """Each test leaves the host healthy and idle."""
+    yield
+    lab.tidy()
+
+
+def test_a_users_job_gets_two_gpus_and_nothing_of_ours_is_in_its_output(lab: Lab) -> None:
+    job, gate = lab.begin("-l", "gpu=2")
+    held = [gpu for gpu in lab.node.status()["gpus"] if gpu["holders"]]
+    assert [gpu["index"] for gpu in held] == [0, 1]
+    assert {(gpu["holders"][0]["job"], gpu["holders"][0]["user"]) for gpu in held} == {(job, "alice")}
+    seen = lab.finish(job, gate)
+    assert seen["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert seen["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == seen["SINGULARITYENV_CUDA_VISIBLE_DEVICES"] == "0,1"
+    place = f"{lab.sets}/v{lab.node.scenario.driver}"
+    assert seen["APPTAINER_BINDPATH"] == seen["SINGULARITY_BINDPATH"] == f"{place}:/nvbin:ro,{place}:/nvlib:ro"
+    assert "gpu-nodeagent" not in re.sub(r"^\w+=.*$", "", lab.cluster.job_output(job), flags=re.MULTILINE)
+    until(lambda: not lab.node.holders(), "the lock released")
+
+
+def test_jobs_at_once_never_share_a_gpu(lab: Lab) -> None:
+    wanted = ((2, "alice"), (1, "bob"), (1, "bob"))
+    jobs = [lab.begin("-l", f"gpu={count}", user=user) for count, user in wanted]
+    assert sorted(lab.node.holders()) == [0, 1, 2, 3]
+    seen = [lab.finish(*job)["CUDA_VISIBLE_DEVICES"].split(",") for job in jobs]
+    assert sorted(sum(seen, [])) == ["0", "1", "2", "3"]
+    assert [len(devices) for devices in seen] == [2, 1, 1]
+
+
+def test_array_tasks_hold_units_of_their_own(lab: Lab) -> None:
+    gate = lab.directory / "array-gate"
+    job = lab.cluster.submit("alice", ["-t", "1-4", "-l", "gpu=1"], gate_script(gate))
+    try:
+        until(lambda: len(lab.node.holders()) == 4, "four tasks hold a unit each")
+        tasks = {gpu["holders"][0]["task"] for gpu in lab.node.status()["gpus"]}
+        assert tasks == {"1", "2", "3", "4"}
+    finally:
+        gate.touch()
+    lab.cluster.wait_job_gone(job)
+    until(lambda: not lab.node.holders(), "all tasks released theirs")
+
+
+def test_a_parallel_job_gets_units_for_each_slot(lab: Lab) -> None:
+    job, gate = lab.begin("-pe", "smp", "3", "-l", "gpu=1")
+    assert len(lab.node.holders()) == 3
+    assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+
+
+def test_a_deleted_job_releases_its_units(lab: Lab) -> None:
+    job, _ = lab.begin("-l", "gpu=3")
+    assert len(lab.node.holders()) == 3
+    lab.cluster.qdel(job)
+    until(lambda: not lab.node.holders(), "the deleted job's units free")
+
+
+def test_a_job_without_gpus_sees_none_whatever_it_brings_along(lab: Lab) -> None:
+    job, gate = lab.begin("-v", "CUDA_VISIBLE_DEVICES=0")
+    assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+    assert lab.node.holders() == {}
+
+
+def test_nothing_of_a_hostile_user_runs_as_root(lab: Lab) -> None:
+    trap = lab.directory / "trap"
+    trap.mkdir(exist_ok=True)
+    canary = lab.directory / "canary"
+    for name in ("python3", "qstat", "sh", "env"):
+        executable(trap / name, f"touch {canary}")
+    for name in ("sitecustomize.py", "usercustomize.py", "os.py", "nodeagent.py", "fcntl.py"):
+        (trap / name).write_text(f"import posix\nposix.open({str(canary)!r}, 0o101)\n")
+    holder, holder_gate = lab.begin("-l", "gpu=1", user="bob")
+    forged = {
+        "PATH": f"{trap}:/usr/bin:/bin",
+        "PYTHONPATH": str(trap),
+        "PYTHONHOME": str(trap),
+        "PYTHONSTARTUP": f"{trap}/os.py",
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+        "SGE_JOB_SPOOL_DIR": str(trap),
+        "JOB_ID": "1",
+        "X": "hard resource_list: gpu=4",
+    }
+    given = ",".join(f"{name}={value}" for name, value in forged.items() if "," not in value)
+    job, gate = lab.begin("-l", "gpu=2", "-v", given, "-v", "CUDA_VISIBLE_DEVICES=0")
+    assert sorted(lab.node.holders().values()) == sorted([holder, job, job])
+    [theirs] = [index for index, held in lab.node.holders().items() if held == holder]
+    devices = lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"].split(",")
+    assert len(devices) == 2 and str(theirs) not in devices
+    until(lambda: list(lab.node.holders().values()) == [holder], "only the hostile job's own units freed")
+    lab.finish(holder, holder_gate)
+    assert not canary.exists()
+
+
+def test_a_fault_under_a_job_takes_the_gpu_out_and_keeps_the_host(lab: Lab) -> None:
+    job, gate = lab.begin("-l", "gpu=2")
+    with lab.node.scenario.edit():
+        lab.node.scenario.xid(1, 79)
+        lab.node.scenario.lose(1)
+    until(lambda: lab.node.retired() == [1], "GPU 1 retired")
+    until(lambda: lab.faulty() == 1, "the load sensor's report")
+    reason = lab.value("gpu_reason") or ""
+    assert "GPU 1" in reason and "79" in reason and "reboot_node" in reason
+    whole = lab.cluster.submit("bob", ["-l", "gpu=4"], "echo ran\n")
+    others = [lab.begin("-l", "gpu=1", user="bob") for _ in range(2)]
+    assert lab.cluster.state(job) == "r" and lab.cluster.state(whole) == "qw"
+    seen = {lab.finish(*other)["CUDA_VISIBLE_DEVICES"] for other in others}
+    assert seen == {"2", "3"}
+    lab.finish(job, gate)
+    three, three_gate = lab.begin("-l", "gpu=3", user="bob")
+    assert lab.finish(three, three_gate)["CUDA_VISIBLE_DEVICES"] == "0,2,3"
+    assert lab.cluster.state(whole) == "qw"
+    with lab.node.scenario.edit():
+        lab.node.scenario.heal(1)
+        lab.node.scenario.reinitialise(1)
+    until(lambda: lab.node.retired() == [], "GPU 1 back")
+    lab.cluster.wait_job_gone(whole)
+    assert lab.cluster.job_output(whole) == "ran\n"
+
+
+def test_a_driver_that_is_unfit_as_a_whole_disables_the_host_until_it_is_well(lab: Lab) -> None:
+    with lab.node.scenario.edit():  # the driver is exchanged under the agent: library and module differ from now on
+        lab.node.scenario.fail_init(18)
+        lab.node.scenario.fault("nvmlDeviceGetCount_v2", 18)
+    until(lambda: "d" in lab.cluster.queue_state(), "the host disabled")
+    assert lab.node.status()["drained"].startswith("gpu-nodeagent/1: ")
+    job = lab.cluster.submit("alice", ["-l", "gpu=1"], "echo ran\n")
+    until(lambda: lab.cluster.state(job) == "qw", "the job waits")
+    lab.node.scenario.clear_faults()
+    until(lambda: "d" not in lab.cluster.queue_state(), "the host enabled")
+    lab.cluster.wait_job_gone(job)
+    assert lab.cluster.job_output(job) == "ran\n"
+
+
+def test_units_held_by_hand_send_the_job_back_until_they_are_free(lab: Lab) -> None:
+    assert lab.node.call("locks", "hold", "0", "1", "2").returncode == 0
+    job = lab.cluster.submit("alice", ["-l", "gpu=2"], "env\n")
+    try:
+        until(lambda: "gave_back" in lab.node.log.read_text() or lab.value("gpu") == "1.000000", "the hold is seen")
+        assert lab.cluster.job_output(job) == ""
+    finally:
+        assert lab.node.call("locks", "release", "0").returncode == 0
+    lab.cluster.wait_job_gone(job, timeout=60)
+    assert variables(lab.cluster.job_output(job))["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_a_job_consumable_counts_once_and_too_large_a_request_is_the_users_mistake() -> None:
+    require("gridengine")
+    complexes = (
+        "gpu gpu INT <= YES JOB 0 0",
+        "gpu_faulty gpu_faulty INT >= YES NO 0 0",
+        "gpu_reason gpu_reason STRING == YES NO NONE 0",
+    )
+    with open_directory("gna-sge-job-") as directory, ExitStack() as stack:
+        lab = Lab(directory, stack, offered=8, complexes=complexes)
+        job, gate = lab.begin("-pe", "smp", "3", "-l", "gpu=2")
+        assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0,1"
+        lab.cluster.set_load_sensor(None)
+        large = lab.cluster.submit("bob", ["-l", "gpu=5"], "echo ran\n")
+        until(lambda: lab.cluster.state(large) == "Eqw", "the job in error")
+        assert "5 GPUs asked for; this node has 4" in lab.cluster.job_output(large)
+        assert lab.node.holders() == {}
+        assert lab.cluster.queue_state() == ""
