@@ -1,5 +1,5 @@
 # gpu-nodeagent: `make help` lists the targets.
-PYTHON ?= python3
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready

@@ -82,6 +82,19 @@ class UnitsUnavailable(NodeAgentError):
         )
 
 
+class NodeUnfit(NodeAgentError):
+    """The node as a whole cannot run GPU jobs."""
+
+    exit_code = 69
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(why)
+
+    def __str__(self) -> str:
+        return f"no GPU of this node can be used: {self.why}"
+
+
 class BadRequest(NodeAgentError):
     """What a job asked for makes no sense; the job is at fault, not the node."""
 

@@ -59,6 +59,9 @@ class SimulatedNode:
     def __init__(self, directory: Path, gpus: int = 8, node: str = "demo", settings: str = "") -> None:
         self.directory = directory
         self.scenario = Scenario(directory / "scenario", gpus=gpus, library=build(ROOT / "build" / "simnvml"))
+        with self.scenario.edit():
+            for gpu in range(gpus):  # a driver that was loaded long ago: a counter that restarts is seen at once
+                self.scenario.set(gpu, energy_mj=5 * 10**9)
         self.roots = fake_roots(directory / "roots", self.scenario)
         self.config = directory / "config.yaml"
         self.state_dir = directory / "state"

@@ -19,12 +19,13 @@ from nodeagent.config.compile import hook_settings
 from nodeagent.config.model import Config
 from nodeagent.config.values import duration
 from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import BadRequest, NodeAgentError
+from nodeagent.errors import BadRequest, NodeAgentError, NodeUnfit
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.node import Node, last_word
 from nodeagent.lock.reconcile import gone
 from nodeagent.state.boot import boot_id, start_time
 from nodeagent.state.hook_conf import HookConf
+from nodeagent.state.verdict_file import FAILED
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -64,6 +65,8 @@ def _node(config: Config) -> Node:
     if verdict is None or not fresh:
         seen, facts = look(config)
         verdict = verdict_file(seen, facts, binds=bind_list(config.drivers, facts.driver))
+    if verdict.node_state == FAILED:
+        raise NodeUnfit(verdict.node_why)
     node = Node(state, boot, conf, verdict, True)
     if gone(node.store.owners(), boot, start_time):
         with node.store.exclusive():

@@ -208,7 +208,6 @@ class ProbeProcess:
             self._suspects = [other for other in self._suspects if _name(other) != _name(spot)] + [spot]
         if worker is None:
             return
-        self._xids.unwatch(worker.fileno())
         if not worker.end(self._kill):
             self.abandoned += 1
             self._stuck.append((worker, spot))

@@ -43,13 +43,8 @@ class XidQueue:
         return self._kernel.fileno()
 
     def watch(self, fd: int) -> None:
-        """Wake also when `fd` is readable."""
+        """Wake also when `fd` is readable, until it is closed."""
         self._epoll.register(fd, select.EPOLLIN)
-
-    def unwatch(self, fd: int) -> None:
-        """Wake no more for `fd`, which is about to be closed."""
-        with contextlib.suppress(OSError):
-            self._epoll.unregister(fd)
 
     def from_probe(self, record: Mapping[str, Any]) -> None:
         """Take up an event as the probe process sent it."""

@@ -144,5 +144,3 @@ def tell_user(words: str) -> None:
         os.write(2, f"gpu-nodeagent: {' '.join(words.split())[:500]}\n".encode("utf-8", "replace"))
     except OSError:
         pass
-
-

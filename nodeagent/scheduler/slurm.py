@@ -64,7 +64,6 @@ class SlurmScheduler:
         said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
         return parse_gres(said, self._gres)
 
-
     def constrains_devices(self) -> bool:
         """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""
         said = self._run(f"{self._bin}/scontrol", "show", "config")

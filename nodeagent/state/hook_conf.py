@@ -74,9 +74,7 @@ class HookConf:
 
     def encode(self) -> str:
         """Return the file's text."""
-        lines = [
-            "\t".join(("source", str(s.mtime_ns), str(s.size), s.sha256, escape(s.path))) for s in self.sources
-        ]
+        lines = ["\t".join(("source", str(s.mtime_ns), str(s.size), s.sha256, escape(s.path))) for s in self.sources]
         lines += [f"gres\t{index}\t{minor}" for index, minor in sorted(self.gres_minors.items())]
         return encode_pairs(sorted(self.settings.items())) + "".join(f"{line}\n" for line in lines)
 

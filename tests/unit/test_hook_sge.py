@@ -137,9 +137,7 @@ def test_slots_count_for_a_consumable_of_each_slot(
     assert len(node.held()) == held
 
 
-def test_half_a_gpu_is_the_users_mistake(
-    node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_half_a_gpu_is_the_users_mistake(node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job = SgeJob(tmp_path / "spool")
     job.file.write_bytes(packed_job([("gpu", "0.5", 0.5, 1)]))
     assert prolog(node, job) == 100

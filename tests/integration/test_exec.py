@@ -1,0 +1,210 @@
+"""The form without a scheduler: `gpu-nodeagent exec`, with and without an agent, as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.clusters.process import open_directory
+from tests.integration.support import install_tree, variables
+from tests.simulated_node import ROOT, SimulatedNode, running, until
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with open_directory("gna-exec-") as directory:
+        yield directory
+
+
+@pytest.fixture
+def node(directory: Path) -> SimulatedNode:
+    return SimulatedNode(directory, gpus=4, settings="interval: 1s\nhealth: {recover: 2}\n")
+
+
+class Job:
+    """An `exec` that runs until its gate exists."""
+
+    def __init__(self, node: SimulatedNode, name: str, gpus: int) -> None:
+        self.gate = node.directory / f"{name}.gate"
+        self.log = node.directory / f"{name}.out"
+        body = f"env; echo pid=$$; echo begun=yes; until [ -e {self.gate} ]; do sleep 0.05; done"
+        self.context = running(
+            node.argv("exec", "-n", str(gpus), "--", "/bin/sh", "-c", body), node.environment, self.log
+        )
+
+    def __enter__(self) -> Job:
+        self.process = self.context.__enter__()
+        until(lambda: "begun=yes" in self.log.read_text() or self.process.poll() is not None, "the command begins")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.gate.touch()
+        self.context.__exit__(None, None, None)
+
+    @property
+    def seen(self) -> dict[str, str]:
+        return variables(self.log.read_text())
+
+    def end(self) -> int:
+        self.gate.touch()
+        return self.process.wait(timeout=20)
+
+
+def test_without_an_agent_commands_at_once_never_share(node: SimulatedNode) -> None:
+    with Job(node, "one", 2) as one, Job(node, "two", 2) as two:
+        assert {one.seen["CUDA_VISIBLE_DEVICES"], two.seen["CUDA_VISIBLE_DEVICES"]} == {"0,1", "2,3"}
+        assert one.seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert one.seen["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == one.seen["CUDA_VISIBLE_DEVICES"]
+        refused = node.call("exec", "-n", "1", "--", "true")
+        assert refused.returncode == 69
+        assert refused.stderr == (
+            "gpu-nodeagent: 1 GPUs asked for; this node has 4, of which 4 are in service and 0 of those are free\n"
+        )
+        waiting = subprocess.Popen(node.argv("exec", "-n", "2", "--wait", "20s", "--", "true"), env=node.environment)
+        assert one.end() == 0
+        assert waiting.wait(timeout=20) == 0
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+
+
+def test_a_fault_takes_the_gpu_out_and_its_end_brings_it_back(node: SimulatedNode) -> None:
+    with node.agent():
+        with Job(node, "job", 2) as job:
+            assert job.seen["CUDA_VISIBLE_DEVICES"] == "0,1"
+            with node.scenario.edit():
+                node.scenario.xid(0, 79)
+                node.scenario.lose(0)
+            until(lambda: node.retired() == [0], "GPU 0 retired")
+            [record] = [gpu["retired"] for gpu in node.status()["gpus"] if gpu["retired"]]
+            assert "GPU 0" in record["reason"] and "79" in record["reason"] and record["action"] == "reboot_node"
+            assert node.call("status").returncode == 2
+            assert node.call("exec", "-n", "3", "--", "true").returncode == 69
+        with Job(node, "next", 3) as following:
+            assert following.seen["CUDA_VISIBLE_DEVICES"] == "1,2,3"
+        with node.scenario.edit():
+            node.scenario.heal(0)
+            node.scenario.reinitialise(0)
+        until(lambda: node.retired() == [], "GPU 0 back")
+        assert node.call("exec", "-n", "4", "--", "true").returncode == 0
+
+
+def test_the_commands_own_status_is_passed_on(node: SimulatedNode) -> None:
+    assert node.call("exec", "--", "sh", "-c", "exit 7").returncode == 7
+    assert node.call("exec", "--", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    assert node.call("exec", "--", "/no/such/command").returncode == 127
+    assert node.call("exec", "--", str(node.config)).returncode == 126
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+
+
+def test_a_signal_reaches_the_command_and_the_lock_goes(node: SimulatedNode) -> None:
+    with Job(node, "job", 1) as job:
+        job.process.send_signal(signal.SIGTERM)
+        assert job.process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+
+
+def test_a_lock_lives_as_long_as_its_command_whoever_waits_for_it(node: SimulatedNode) -> None:
+    with Job(node, "job", 4) as job:
+        job.process.kill()
+        job.process.wait(timeout=20)
+        assert node.call("exec", "--", "true").returncode == 69
+        pid = int(job.seen["pid"])
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: node.call("exec", "-n", "4", "--", "true").returncode == 0, "the lock freed")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["exec", "-n", "5", "--", "true"], 69, "5 GPUs asked for; this node has 4"),
+        (["exec", "-n", "0", "--", "true"], 64, "-n: '0' is not 1 or more"),
+        (["exec", "-n", "x", "--", "true"], 64, "invalid int value"),
+        (["exec", "-n", "1"], 64, "command"),
+        (["exec", "--wait", "soon", "--", "true"], 64, "--wait"),
+        (["locks", "release", "GPU-none"], 64, "no such GPU"),
+        (["retire", "9"], 64, "no such GPU"),
+        (["nonsense"], 64, "invalid choice"),
+        ([], 64, "required"),
+    ],
+)
+def test_bad_input_is_told_in_a_line_and_locks_nothing(
+    node: SimulatedNode, words: list[str], status: int, said: str
+) -> None:
+    done = node.call(*words)
+    assert done.returncode == status
+    assert said in done.stderr.splitlines()[-1] and done.stdout == ""
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+
+
+def test_a_missing_library_is_told_and_locks_nothing(node: SimulatedNode, directory: Path) -> None:
+    node.environment["LD_LIBRARY_PATH"] = str(directory)
+    done = node.call("exec", "-n", "1", "--", "true")
+    assert done.returncode == 69 and len(done.stderr.splitlines()) == 1
+    assert "libnvidia-ml.so.1" in done.stderr
+    checked = node.call("check", "--json")
+    assert checked.returncode == 2
+    document = json.loads(checked.stdout)
+    assert (document["schema"], document["verdict"]) == ("gpu-nodeagent/check/1", "FAILED")
+
+
+def test_a_bad_configuration_is_told_with_file_line_and_key(node: SimulatedNode) -> None:
+    node.write_config("intervall: 3\n")
+    for words in (["config", "check"], ["status"], ["run"], ["exec", "--", "true"]):
+        done = node.call(*words)
+        assert done.returncode == 78
+        assert len(done.stderr.splitlines()) == 1 and "intervall: unknown key" in done.stderr
+    node.write_config()
+    node.config.chmod(0o666)
+    done = node.call("status")
+    assert done.returncode == 78 and "others can write it" in done.stderr
+
+
+def test_two_agents_on_one_state_directory(node: SimulatedNode) -> None:
+    with node.agent():
+        done = node.call("run")
+        assert done.returncode == 69 and "another agent is running" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes to another user, which only root can")
+def test_an_ordinary_user_with_a_state_directory_of_their_own(node: SimulatedNode, directory: Path) -> None:
+    # The checkout may lie where only root can look: the user gets copies, and the system's interpreter.
+    tree = install_tree(directory)
+    site = Path(yaml.__file__).parent.parent
+    for name in ("yaml", "structlog", "prometheus_client"):
+        shutil.copytree(site / name, tree / name)
+    shutil.copy(site / "pynvml.py", tree)
+    shutil.copytree(node.environment["LD_LIBRARY_PATH"], directory / "lib")
+    for path in (directory, node.config, node.scenario.path):
+        os.chown(path, 65534, 65534)
+    done = subprocess.run(
+        [
+            *("/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+            *("/usr/bin/python3", "-m", "nodeagent.cli.main", "--config", str(node.config), "exec", "-n", "2", "env"),
+        ],
+        env={**node.environment, "PYTHONPATH": str(tree), "LD_LIBRARY_PATH": str(directory / "lib")},
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    assert variables(done.stdout)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert (directory / "state" / "lock").stat().st_uid == 65534
+
+
+def test_the_demonstration(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.demo"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("job-1: exec -n 2 got GPUs 0,1", "XID 79", "retired", "job-3: exec -n 3 got GPUs 4,5,6", "/metrics"):
+        assert words in done.stdout
+    assert "nothing is locked" in done.stdout

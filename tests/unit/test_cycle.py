@@ -1,0 +1,366 @@
+"""The agent's cycle: from facts to action, with a fake GPU source, a fake scheduler and a real state directory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.agent.actions import Actions, DrainRefused, Records
+from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
+from nodeagent.config.model import Config, Health, Limits, Policy
+from nodeagent.errors import CommandFailed
+from nodeagent.health.finding import RecoveryAction
+from nodeagent.lock.record import Owner
+from nodeagent.lock.store import Store
+from nodeagent.policy.decide import BY_ADMIN, DrainRecord
+from nodeagent.report import locks_document, status_document
+from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.state import events
+from nodeagent.state.documents import SNAPSHOT, read_document
+from nodeagent.state.files import Directory
+from nodeagent.state.verdict_file import read_verdict
+from tests.unit.fake_gpu import FakeGpuSource
+
+
+class FakeClock:
+    """A clock that stands until it is moved."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1.7e9 + self.now
+
+
+class FakeScheduler:
+    """One node of a fleet, as a scheduler would tell it."""
+
+    name = "fake"
+
+    def __init__(self, spares_units: bool = True) -> None:
+        self.spares_units = spares_units
+        self.state = NodeState(False)
+        self.others = Fleet(10, 0)
+        self.asked = 0
+        self.broken = False
+
+    def node_state(self) -> NodeState:
+        self.asked += 1
+        if self.broken:
+            raise CommandFailed(["/usr/bin/sinfo"], None, "")
+        return self.state
+
+    def fleet(self) -> Fleet:
+        return self.others
+
+    def drain(self, reason: str) -> None:
+        self.state = NodeState(True, reason)
+
+    def resume(self) -> None:
+        self.state = NodeState(False)
+
+    def gres_minors(self) -> dict[int, int]:
+        return {}
+
+
+class FakeLog:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return lambda event, **fields: self.lines.append((event, fields))
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.lines]
+
+
+class Bench:
+    """A cycle with everything it touches."""
+
+    def __init__(self, directory: Path, spares_units: bool = True, **settings: Any) -> None:
+        self.directory = directory
+        self.config = Config(health=Health(recover=2), **settings)
+        self.source = FakeGpuSource(4)
+        self.scheduler = FakeScheduler(spares_units)
+        self.clock = FakeClock()
+        self.log = FakeLog()
+        self.state = Directory(str(directory / "state"), create=True)
+        self.store = Store(self.state)
+        self.cycle = self.new_cycle()
+
+    def new_cycle(self) -> Cycle:
+        """A cycle as after a start of the agent: it knows only what is in files."""
+        records = Records(str(self.directory / "data"))
+        actions = Actions(self.store, records, self.scheduler, self.config.limits.max_drained)
+        ports = Ports(self.state, self.source, self.scheduler, actions, self.clock, self.log)
+        cycle = Cycle(self.config, "n1", "1.0", ports)
+        cycle.begin()
+        return cycle
+
+    def run(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.clock.now += 10
+            self.cycle.run()
+
+    def uuid(self, slot: int) -> str:
+        return self.source.gpus[slot].uuid
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    tmp_path.chmod(0o755)
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def slurmish(tmp_path: Path) -> Bench:
+    tmp_path.chmod(0o755)
+    return Bench(tmp_path, spares_units=False)
+
+
+def test_a_healthy_node_is_told_to_hooks_and_asks_nobody(bench: Bench) -> None:
+    bench.run()
+    verdict = read_verdict(bench.state)
+    assert [(u.unit, u.index, u.minor, u.state) for u in verdict.units] == [
+        (bench.uuid(i), i, i, "OK") for i in range(4)
+    ]
+    assert (verdict.node_state, verdict.interval, verdict.driver) == ("OK", 10.0, "550.54.15")
+    assert bench.scheduler.asked == 0
+    assert bench.log.lines == []
+
+
+def test_a_lost_gpu_is_retired_and_comes_back(bench: Bench) -> None:
+    bench.run()
+    bench.source.lose(2)
+    bench.run()
+    record = bench.store.retired()[bench.uuid(2)]
+    assert (record["by"], record["check"], record["action"]) == ("agent", "gpu-lost", "reboot_node")
+    assert not bench.scheduler.state.drained
+    assert read_verdict(bench.state).units[2].state == "FAILED"
+    bench.source.heal()
+    bench.run()
+    assert list(bench.store.retired()) == [bench.uuid(2)]
+    bench.run(2)
+    assert bench.store.retired() == {}
+    assert [kind for kind in bench.log.kinds() if kind in ("retire", "restore")] == ["retire", "restore"]
+
+
+def test_a_retirement_outlives_a_reboot(bench: Bench) -> None:
+    bench.run()
+    bench.cycle.ports.actions.retire(bench.uuid(1), "by hand", "administrator", RecoveryAction.NONE, BY_ADMIN)
+    with bench.store.exclusive():
+        bench.store.restore(bench.uuid(1))
+    bench.cycle = bench.new_cycle()
+    assert bench.store.retired()[bench.uuid(1)]["reason"] == "by hand"
+    bench.run(5)
+    assert list(bench.store.retired()) == [bench.uuid(1)]
+
+
+def test_an_xid_outlives_a_restart_of_the_agent_and_ends_with_restore(bench: Bench) -> None:
+    bench.run()
+    bench.source.xid(0, 79)
+    bench.run()
+    assert list(bench.store.retired()) == [bench.uuid(0)]
+    bench.cycle = bench.new_cycle()
+    bench.run(5)
+    assert list(bench.store.retired()) == [bench.uuid(0)]
+    bench.cycle.ports.actions.restore(bench.uuid(0))
+    events.append(bench.state, RESTORED_BY_HAND, units=bench.uuid(0))
+    bench.run(5)
+    assert bench.store.retired() == {}
+
+
+def test_repeated_xids_are_counted_and_application_faults_retire_nothing(bench: Bench) -> None:
+    bench.run()
+    for _ in range(3):
+        bench.source.xid(1, 31)
+    bench.run()
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.xids == {(bench.uuid(1), 31): 3}
+    assert bench.store.retired() == {}
+
+
+def test_a_scheduler_that_cannot_spare_a_gpu_loses_the_node_and_gets_it_back(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.source.require_reset(1)
+    slurmish.run()
+    state = slurmish.scheduler.state
+    assert state.drained and state.reason is not None and state.reason.startswith("gpu-nodeagent/1: ")
+    assert "reset_gpu" in state.reason and slurmish.uuid(1) in state.reason
+    slurmish.cycle = slurmish.new_cycle()
+    slurmish.source.heal()
+    slurmish.run(4)
+    assert slurmish.scheduler.state == NodeState(False)
+    assert slurmish.store.retired() == {}
+
+
+def test_a_foreign_reason_stands_and_is_not_taken_back(slurmish: Bench) -> None:
+    slurmish.scheduler.state = NodeState(True, "fan is loud")
+    slurmish.run()
+    slurmish.source.lose(1)
+    slurmish.run(3)
+    assert slurmish.scheduler.state == NodeState(True, "fan is loud")
+    slurmish.source.heal()
+    slurmish.run(20)
+    assert slurmish.scheduler.state == NodeState(True, "fan is loud")
+
+
+def test_a_reason_exchanged_by_somebody_is_theirs_from_then_on(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.source.lose(1)
+    slurmish.run()
+    slurmish.scheduler.state = NodeState(True, "vendor comes on Monday")
+    slurmish.source.heal()
+    slurmish.run(20)
+    assert slurmish.scheduler.state == NodeState(True, "vendor comes on Monday")
+    assert slurmish.cycle.ports.actions.records.drain() is None
+
+
+def test_the_limit_refuses_and_the_refusal_is_told_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, spares_units=False, limits=Limits("2"))
+    bench.scheduler.others = Fleet(10, 2)
+    bench.run()
+    bench.source.lose(1)
+    bench.run(30)
+    assert not bench.scheduler.state.drained
+    assert bench.log.kinds().count("drain_refused") == 1
+    assert bench.scheduler.asked <= 12, "the controller is asked seldom while nothing changes"
+    bench.scheduler.others = Fleet(10, 1)
+    bench.run(7)
+    assert bench.scheduler.state.drained
+
+
+def test_a_controller_that_does_not_answer_costs_nothing_but_a_line(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.scheduler.broken = True
+    slurmish.source.lose(1)
+    slurmish.run()
+    assert list(slurmish.store.retired()) == [slurmish.uuid(1)]
+    slurmish.scheduler.broken = False
+    slurmish.run(7)
+    assert slurmish.scheduler.state.drained
+
+
+def test_dry_run_decides_and_does_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, spares_units=False, policy=Policy(dry_run=True))
+    bench.run()
+    bench.source.lose(1)
+    bench.run()
+    assert bench.store.retired() == {} and not bench.scheduler.state.drained
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.decisions == {("retire", "dry-run"): 1, ("drain", "dry-run"): 1}
+
+
+def test_what_hooks_reported_is_logged_and_counted(bench: Bench) -> None:
+    events.append(bench.state, "conflict", job="7", why="held\nby another")
+    bench.run()
+    assert ("hook", {"kind": "conflict", "job": "7", "why": "held\nby another"}) in bench.log.lines
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.hook_events == {"conflict": 1}
+
+
+def test_a_lock_of_another_boot_is_freed_and_others_stay(bench: Bench) -> None:
+    bench.source.boot_id = "this"
+    with bench.store.exclusive():
+        for slot, boot in ((0, "earlier"), (1, "this")):
+            owner = Owner("slurm", job=str(slot), grant=f"g{slot}", boot_id=boot, units=(bench.uuid(slot),))
+            bench.store.claim(owner)
+    bench.run()
+    assert list(bench.store.owners()) == [bench.uuid(1)]
+    assert "lock_reconciled" in bench.log.kinds()
+
+
+def test_a_drain_by_hand_is_forced_over_the_limit_but_not_over_anothers_reason(slurmish: Bench) -> None:
+    actions = slurmish.cycle.ports.actions
+    slurmish.scheduler.others = Fleet(10, 10)
+    with pytest.raises(DrainRefused, match="max_drained"):
+        actions.drain("gpu-nodeagent/1: x", RecoveryAction.NONE)
+    assert actions.records.drain() is None
+    actions.drain("gpu-nodeagent/1: x", RecoveryAction.NONE, BY_ADMIN, force=True)
+    assert actions.records.drain() == DrainRecord("gpu-nodeagent/1: x", RecoveryAction.NONE, BY_ADMIN)
+    slurmish.run(20)
+    assert slurmish.scheduler.state.drained, "the agent never takes an administrator's drain back"
+    slurmish.scheduler.state = NodeState(True, "fan is loud")
+    for step in (
+        actions.resume,
+        lambda: actions.drain("gpu-nodeagent/1: y", RecoveryAction.NONE, BY_ADMIN, force=True),
+    ):
+        with pytest.raises(DrainRefused, match="fan is loud"):
+            step()
+
+
+def test_the_status_document_of_the_contract(bench: Bench) -> None:
+    bench.run()
+    bench.source.lose(3)
+    bench.run()
+    owner = Owner("slurm", job="7", user="alice", grant="g", since=1700000000, boot_id="boot-1", units=(bench.uuid(0),))
+    with bench.store.exclusive():
+        bench.store.claim(owner)
+    published = read_document(bench.state, SNAPSHOT)
+    now = bench.clock.now + 2
+    document = status_document(published, bench.store.owners(), bench.store.retired(), now, "boot-1", "n1")
+    assert document["schema"] == "gpu-nodeagent/status/1" and document["node"] == "n1"
+    assert document["agent"]["fresh"] is True and document["agent"]["age_s"] == 2.0
+    first, last = document["gpus"][0], document["gpus"][3]
+    expected = {
+        "uuid",
+        "index",
+        "minor",
+        "bus_id",
+        "model",
+        "serial",
+        "verdict",
+        "since",
+        "reasons",
+        "retired",
+        "holders",
+    }
+    assert expected <= set(first)
+    assert first["holders"] == [
+        {"scheduler": "slurm", "job": "7", "task": None, "user": "alice", "since": "2023-11-14T22:13:20Z"}
+    ]
+    assert first["retired"] is None and last["retired"]["by"] == "agent" and last["verdict"] == "FAILED"
+    assert set(last["reasons"][0]) == {"check", "severity", "action", "evidence"}
+    stale = status_document(published, {}, {}, now + 3600, "boot-1", "n1")
+    assert stale["agent"]["fresh"] is False and {gpu["verdict"] for gpu in stale["gpus"]} == {"UNKNOWN"}
+    assert status_document(published, {}, {}, now, "another-boot", "n1")["gpus"] == []
+    assert status_document(None, {}, {}, now, "boot-1", "n1")["node"] == "n1"
+
+
+def test_the_locks_document_of_the_contract() -> None:
+    held = Owner("sge", job="7", task="2", cluster="c", user="al", grant="g", since=0, units=("GPU-a",))
+    document = locks_document({"GPU-a": held, "GPU-b": Owner("hold", grant="h", units=("GPU-b",))})
+    assert document["schema"] == "gpu-nodeagent/locks/1"
+    assert document["locks"][0] == {
+        "unit": "GPU-a",
+        "scheduler": "sge",
+        "cluster": "c",
+        "job": "7",
+        "task": "2",
+        "user": "al",
+        "grant": "g",
+        "since": None,
+        "state": "held",
+    }
+    assert document["locks"][1]["state"] == "hold"
+
+
+def test_a_reload_goes_on_with_what_is_remembered(bench: Bench) -> None:
+    bench.run()
+    bench.source.xid(0, 79)
+    bench.run()
+    bench.cycle = bench.cycle.successor(replace(bench.config, interval=20.0), bench.cycle.ports)
+    bench.run(3)
+    assert list(bench.store.retired()) == [bench.uuid(0)]
+    assert bench.cycle.interval == 20.0
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.xids == {(bench.uuid(0), 79): 1}

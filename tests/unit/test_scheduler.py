@@ -1,0 +1,155 @@
+"""Scheduler adapters on recorded answers of the real commands (tests/integration asks the real ones)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from nodeagent.config.model import Config, Drivers, Scheduler, Slurm
+from nodeagent.drivers.site_set import bind_list
+from nodeagent.errors import CommandFailed
+from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.sge import SgeScheduler
+from nodeagent.scheduler.slurm import SlurmScheduler, parse_gres
+
+
+class Answers:
+    """A runner that gives recorded answers and keeps what it was asked."""
+
+    def __init__(self, **answers: "str | CommandFailed") -> None:
+        self.answers = answers
+        self.asked: list[Sequence[str]] = []
+        self.environment: Mapping[str, str] = {}
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        environment: "Mapping[str, str] | None" = None,
+        timeout: float = 5.0,
+        complaints: bool = False,
+    ) -> str:
+        self.asked.append(argv)
+        self.environment = environment or {}
+        answer = self.answers[argv[0].rpartition("/")[2]]
+        if isinstance(answer, CommandFailed):
+            raise answer
+        return answer
+
+
+def slurm(**answers: str) -> "tuple[SlurmScheduler, Answers]":
+    runner = Answers(**answers)
+    config = Config(scheduler=Scheduler(kind="slurm", slurm=Slurm(conf="/etc/s.conf")))
+    return SlurmScheduler(config, "n1", runner), runner
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ("@@idle|none\n", NodeState(False)),
+        ("@@mixed|none\n@@mixed|none\n", NodeState(False)),
+        ("@@drained|fan | loud\n", NodeState(True, "fan | loud")),
+        ("@@draining|two\nlines\n", NodeState(True, "two\nlines")),
+        ("@@drained*|gpu-nodeagent/1: x\n", NodeState(True, "gpu-nodeagent/1: x")),
+        ("@@down|not responding\n", NodeState(False, "not responding")),
+        ("", NodeState(False)),
+    ],
+)
+def test_slurms_word_on_a_node(said: str, state: NodeState) -> None:
+    scheduler, runner = slurm(sinfo=said)
+    assert scheduler.node_state() == state
+    assert runner.environment == {"SLURM_CONF": "/etc/s.conf"}
+
+
+def test_whose_reason_it_is() -> None:
+    assert NodeState(True, "fan").foreign and not NodeState(True, "gpu-nodeagent/1: x").foreign
+    assert not NodeState(True, "gpu-nodeagent/2: of a later release").foreign
+    assert not NodeState(True, None).foreign and not NodeState(True, "").foreign
+
+
+def test_the_fleet_is_the_nodes_of_our_partitions_each_once() -> None:
+    said = (
+        "@@main|n1|idle|none\n@@main|n2|drained|gpu-nodeagent/1: a\nb\n@@debug|n1|idle|none\n"
+        "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n@@other|n4|drained|gpu-nodeagent/1: d\n"
+        "@@main|n5|drained|fan\n"
+    )
+    scheduler, _ = slurm(sinfo=said)
+    assert scheduler.fleet() == Fleet(4, 2)
+
+
+def test_draining_names_the_node_and_keeps_the_reason_in_one_word() -> None:
+    scheduler, runner = slurm(scontrol="")
+    scheduler.drain("gpu-nodeagent/1: GPU 1; rm -rf /")
+    scheduler.resume()
+    assert runner.asked == [
+        ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", "reason=gpu-nodeagent/1: GPU 1; rm -rf /"),
+        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume"),
+    ]
+
+
+def test_gres_indices_run_over_the_records(tmp_path: Path) -> None:
+    said = (
+        "slurmd: Gres Name=gpu Type=(null) Count=2 Index=0 ID=7696487 File=/nowhere/nvidia[2-3] (null)\n"
+        "slurmd: Gres Name=shard Type=(null) Count=8 Index=0 ID=1 File=/nowhere/nvidia[2-3] (null)\n"
+        "slurmd-n1: Gres Name=gpu Type=kepler Count=3 Index=0 ID=7696487 File=/nowhere/nvidia[0,5-6] Links=(null)\n"
+        "slurmd: Gres Name=gpu Type=(null) Count=2 Index=0 ID=7696487 File=(null) (null)\n"
+        "slurmd: Gres Name=gpu Type=(null) Count=1 Index=0 ID=7696487 File=/nowhere/nvidia9 (null)\n"
+    )
+    assert parse_gres(said, "gpu") == {0: 2, 1: 3, 2: 0, 3: 5, 4: 6, 7: 9}
+    assert parse_gres("", "gpu") == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("X = 1\nConstrainDevices        = yes\n", True),
+        ("ConstrainDevices = no\n", False),
+        ("TaskPlugin = none\n", False),
+    ],
+)
+def test_whether_slurm_constrains_devices(said: str, answer: bool) -> None:
+    assert slurm(scontrol=said)[0].constrains_devices() is answer
+
+
+def sge(**answers: "str | CommandFailed") -> "tuple[SgeScheduler, Answers]":
+    runner = Answers(**answers)
+    return SgeScheduler(Config(), "h1", runner), runner
+
+
+def test_grid_engine_is_asked_in_its_own_environment_only() -> None:
+    scheduler, runner = sge(qmod="")
+    scheduler.drain("gpu-nodeagent/1: x")
+    scheduler.resume()
+    assert [tuple(asked)[1:] for asked in runner.asked] == [("-d", "*@h1"), ("-e", "*@h1")]
+    assert runner.environment == {"SGE_ROOT": "/var/lib/gridengine", "SGE_CELL": "default", "SGE_ARCH": "lx-amd64"}
+
+
+def test_a_disabled_host_and_none() -> None:
+    assert sge(qselect="all.q@h1\n")[0].node_state() == NodeState(True, None)
+    nothing = CommandFailed(["qselect"], 1, "")
+    assert sge(qselect=nothing)[0].node_state() == NodeState(False, None)
+    assert sge(qselect="a.q@h1\nb.q@h1\na.q@h2\n")[0].fleet() == Fleet(2, 2)
+
+
+def test_a_qmaster_that_does_not_answer_is_not_an_idle_one() -> None:
+    for error in (CommandFailed(["qselect"], 1, "error: commlib error"), CommandFailed(["qselect"], None, "")):
+        with pytest.raises(CommandFailed):
+            sge(qselect=error)[0].node_state()
+
+
+@pytest.mark.parametrize(
+    ("said", "binds"),
+    [
+        ("/d/v1.2/bin\n/d/v1.2/lib\n", "/d/v1.2/bin:/nvbin:ro,/d/v1.2/lib:/nvlib:ro"),
+        ("/d/v1.2/lib\n", "/d/v1.2:/nvbin:ro,/d/v1.2:/nvlib:ro"),
+        ("", "/d/v1.2:/nvbin:ro,/d/v1.2:/nvlib:ro"),
+        (CommandFailed(["find"], 1, "No such file"), ""),
+        (CommandFailed(["find"], None, ""), ""),
+    ],
+)
+def test_a_driver_set_is_named_only_when_it_is_there(said: "str | CommandFailed", binds: str) -> None:
+    assert bind_list(Drivers(path="/d/v{version}"), "1.2", Answers(find=said)) == binds
+
+
+@pytest.mark.parametrize("version", ["", "..", "1", "1.2/../3", "1.2,x", "1.2.3.4.5"])
+def test_no_driver_set_for_what_is_no_version(version: str) -> None:
+    assert bind_list(Drivers(path="/d/v{version}"), version, Answers(find="")) == ""
