@@ -58,7 +58,9 @@ class LaidOutNode:
 
     def write_verdict(self, states: Mapping[int, str] | None = None, age: float = 0.0, **fields: str) -> None:
         """Leave a verdict `age` seconds old."""
-        file = VerdictFile(boot_id("/proc"), time.monotonic() - age, self.units(states), interval=10.0, **fields)
+        file = VerdictFile(boot_id("/proc"), time.monotonic() - age, self.units(states), interval=10.0)
+        for name, value in fields.items():
+            setattr(file, name, value)
         self.state.replace(VERDICT, file.encode())
 
     def hold(self, indices: Sequence[int], scheduler: str = "slurm", job: str = "7", task: str = "") -> Owner:

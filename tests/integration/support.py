@@ -1,4 +1,4 @@
-"""What the integration tests share: the component rule, an installed tree, jobs that wait until they are told to end."""
+"""What the integration tests share: the component rule, an installed tree, jobs that wait to be told to end."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def test_whose_reason_it_is() -> None:
 def test_the_fleet_is_the_nodes_of_our_partitions_each_once() -> None:
     said = (
         "@@main|n1|idle|none\n@@main|n2|drained|gpu-nodeagent/1: a\nb\n@@debug|n1|idle|none\n"
-        "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n@@other|n4|drained|gpu-nodeagent/1: d\n"
+        "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n"
+        "@@other|n4|drained|gpu-nodeagent/1: d\n"
         "@@main|n5|drained|fan\n"
     )
     scheduler, _ = slurm(sinfo=said)
