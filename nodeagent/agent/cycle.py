@@ -13,7 +13,7 @@ from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import NodeAgentError, UnknownFormat
-from nodeagent.gpu.facts import GpuSource, NodeFacts
+from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.verdict import Verdict, judge
 from nodeagent.lock.reconcile import gone
@@ -62,6 +62,7 @@ class Cycle:
         self.ports = ports
         self.memory = Memory()
         self.snapshot: Snapshot | None = None
+        self._xids: list[XidEvent] = []
         self._counts = _Counts()
         self._binds = ("", "", float("-inf"))
         self._asked: tuple[object, float] = (None, float("-inf"))
@@ -90,12 +91,18 @@ class Cycle:
         """Return the descriptor that wakes the agent when an XID comes."""
         return self.ports.source.fileno()
 
+    def witnessed(self) -> bool:
+        """Take up what woke the agent; True if XIDs wait for the next cycle (most lines of a kernel log are none)."""
+        self._xids += self.ports.source.take_xids()
+        return bool(self._xids)
+
     def successor(self, config: Config, ports: Ports) -> Cycle:
         """Return the cycle that goes on with another configuration and all that this one remembers."""
         new = Cycle(config, self.node, self.version, ports)
         new.memory = self.memory
         new.snapshot = self.snapshot
         new._counts = self._counts
+        new._xids = self._xids
         return new
 
     def run(self) -> Snapshot:
@@ -104,7 +111,9 @@ class Cycle:
         started = clock.monotonic()
         self._take_events()
         facts = self.ports.source.sample()
-        facts = replace(facts, xids=self.ports.source.take_xids())
+        self.witnessed()
+        facts = replace(facts, xids=tuple(self._xids))
+        self._xids = []
         previous = self.snapshot.verdict if self.snapshot is not None else None
         verdict, self.memory = judge(self.memory, facts, self.config.health)
         self._note(facts, previous, verdict)

@@ -157,7 +157,7 @@ class Agent:
                 for key, _ in selector.select(nap):
                     if key.fileobj is awake:
                         _drain(awake)
-                    else:
+                    elif self.cycle.witnessed():
                         selector.unregister(key.fileobj)
                         deadline = min(deadline, self._clock.monotonic() + _SHORTEST_PAUSE)
                 self._notifier.alive()

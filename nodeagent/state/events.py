@@ -10,6 +10,8 @@ EVENTS = "events"
 TAKEN = "events.taken"
 DROPPED = "events.dropped"
 CAP = 8 << 20
+# O_NONBLOCK: a FIFO put in the file's place is an error and no wait
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Event:
@@ -46,9 +48,7 @@ def append(state: Directory, kind: str, **fields: str) -> bool:
 def _open_current(state: Directory) -> int:
     """Open and lock the file that is `events` now (it may be taken up between the opening and the locking)."""
     while True:
-        fd = os.open(
-            EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state.fd
-        )
+        fd = os.open(EVENTS, _APPEND, 0o600, dir_fd=state.fd)
         try:
             _lock_soon(fd)
             if os.fstat(fd).st_nlink:
@@ -74,7 +74,7 @@ def _lock_soon(fd: int) -> None:
 def _count_dropped(state: Directory) -> None:
     """Add one byte to a file whose size is the count: no read, no rewrite, works when writers race."""
     try:
-        fd = os.open(DROPPED, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=state.fd)
+        fd = os.open(DROPPED, _APPEND, 0o600, dir_fd=state.fd)
         try:
             os.write(fd, b".")
         finally:
@@ -98,7 +98,7 @@ def take(state: Directory) -> "list[Event]":
         try:
             if name == EVENTS:
                 os.rename(EVENTS, TAKEN, src_dir_fd=state.fd, dst_dir_fd=state.fd)
-            fd = os.open(TAKEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.fd)
+            fd = os.open(TAKEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=state.fd)
         except FileNotFoundError:
             continue
         try:

@@ -364,3 +364,15 @@ def test_a_reload_goes_on_with_what_is_remembered(bench: Bench) -> None:
     assert bench.cycle.interval == 20.0
     assert bench.cycle.snapshot is not None
     assert bench.cycle.snapshot.counters.xids == {(bench.uuid(0), 79): 1}
+
+
+def test_an_xid_taken_up_between_cycles_is_judged_in_the_next(bench: Bench) -> None:
+    bench.run()
+    assert not bench.cycle.witnessed()
+    bench.source.xid(2, 79)
+    assert bench.cycle.witnessed() and bench.cycle.witnessed()
+    bench.run()
+    assert list(bench.store.retired()) == [bench.uuid(2)]
+    assert not bench.cycle.witnessed()
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.xids == {(bench.uuid(2), 79): 1}
