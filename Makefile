@@ -3,6 +3,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit lint full bench rpm clean
@@ -20,15 +21,15 @@ unit: $(STAMP)  ## pure tests: no process, no scheduler
 	$(BIN)/python -m pytest -q tests/unit
 
 lint: $(STAMP)  ## ruff and mypy strict
-	$(BIN)/ruff check . prolog/* epilog/*
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . $(SCRIPTS)
+	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## hooks against a bare interpreter, agent at rest; prints the figures with their limits
 	$(BIN)/python -m bench
 
-rpm:  ## build the RPM into dist/
-	rpm/build dist
+rpm: $(STAMP)  ## build the RPM into dist/
+	$(BIN)/python rpm/build dist
 
 clean:  ## remove what the targets above made
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache $(VENV)

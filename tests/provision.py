@@ -27,7 +27,7 @@ DEMO_PACKAGES = ("libsystemd-dev", "pkg-config", "gcc", "python3-dev", "python3-
 TEST_PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "munge"),
     *("gridengine-master", "gridengine-exec", "gridengine-client"),
-    *("rpm", "rpmlint", "createrepo-c", "dnf", "debootstrap", "systemd", "systemd-container"),
+    *("rpm", "cpio", "rpmlint", "createrepo-c", "dnf", "debootstrap", "systemd", "systemd-container"),
     *("hyperfine", "strace", "prometheus", "iproute2", "procps", "util-linux"),
 )
 SERVICES = {
@@ -51,10 +51,10 @@ LOCK = Path("/run/gpu-nodeagent-provision.lock")
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "slurm": ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "munged", "setpriv"),
     "gridengine": ("sge_qmaster", "sge_execd", "sge_shepherd", "qsub", "qconf", "setpriv"),
-    "rpm": ("rpmbuild", "rpm", "rpm2cpio"),
+    "rpm": ("rpmbuild", "rpm", "rpm2cpio", "cpio"),
     "rpmlint": ("rpmlint",),
     "dnf": ("dnf", "createrepo_c"),
-    "systemd": ("systemd-nspawn", "systemd-analyze", "debootstrap"),
+    "systemd": ("systemd-nspawn", "systemd-analyze", "debootstrap", "nsenter", "setpriv", "tar", "gzip"),
     "systemd-analyze": ("systemd-analyze",),
     "promtool": ("promtool",),
     "hyperfine": ("hyperfine",),
@@ -251,7 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     packages, users = missing_packages(options.purpose), missing_users(options.purpose)
     if not packages and not users:
-        print(f"{options.purpose}: nothing is missing")
+        if options.check:
+            print(f"{options.purpose}: nothing is missing")
         return 0
     wanted = ", ".join(packages + [f"user {name}" for name in users])
     obstacle = _obstacle()

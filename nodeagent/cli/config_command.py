@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nodeagent.cli.context import loaded, open_state, print_json
-from nodeagent.cli.main import Exit, complain, say
+from nodeagent.cli.main import Exit, complain, config_anywhere, say
 from nodeagent.config.compile import compile_hook_conf
 from nodeagent.config.load import flatten
 from nodeagent.report import schema
@@ -15,10 +15,14 @@ from nodeagent.state.hook_conf import HOOK_CONF
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
-    actions.add_parser("check", help="say what is wrong; exit 78 if anything is")
+    config_anywhere(actions.add_parser("check", help="say what is wrong; exit 78 if anything is"))
     show = actions.add_parser("show", help="every setting with its value")
     show.add_argument("--json", action="store_true", help="one JSON object")
-    actions.add_parser("compile", help="write hook.conf for the hooks (the agent does it at start and reload)")
+    config_anywhere(show)
+    compiling = actions.add_parser(
+        "compile", help="write hook.conf for the hooks (the agent does it at start and reload)"
+    )
+    config_anywhere(compiling)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import getpass
 import os
 
 from nodeagent.cli.context import actions_of, loaded, open_state, print_json, table, unit_named
-from nodeagent.cli.main import Exit, complain, say
+from nodeagent.cli.main import Exit, complain, config_anywhere, say
 from nodeagent.errors import BadRequest
 from nodeagent.hook.node import Node
 from nodeagent.lock.record import HOLD, Owner
@@ -30,6 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     hold = actions.add_parser("hold", help="keep a free GPU from every job")
     hold.add_argument("units", nargs="+", metavar="UNIT", help="UUID, index or bus id")
     hold.add_argument("--reason", default="", help="for people")
+    for action in (listing, release, hold):
+        config_anywhere(action)
 
 
 def run(options: argparse.Namespace) -> int:

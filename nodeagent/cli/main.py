@@ -62,13 +62,17 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name, help_text in SUBCOMMANDS.items():
         sub = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
-        # The option may follow the subcommand too; SUPPRESS keeps the value given before it.
-        sub.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        config_anywhere(sub)
         if name == chosen:
             module = importlib.import_module(f"nodeagent.cli.{name.replace('-', '_')}_command")
             module.arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
+
+
+def config_anywhere(parser: argparse.ArgumentParser) -> None:
+    """Let --config follow the subcommand or its action too; a value given before it is kept."""
+    parser.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
