@@ -54,6 +54,8 @@ class LockBusy(NodeAgentError):
 class UnitHeld(NodeAgentError):
     """A unit that was to be claimed has an owner already."""
 
+    exit_code = 69
+
     def __init__(self, unit: str, holder: str) -> None:
         self.unit = unit
         self.holder = holder

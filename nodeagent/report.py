@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
-from nodeagent.agent.publish import iso, plain_finding, plain_unit
-from nodeagent.health.verdict import Verdict
+from nodeagent.gpu.facts import GpuFacts
+from nodeagent.health.finding import Finding
+from nodeagent.health.verdict import UnitVerdict, Verdict
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
+from nodeagent.snapshot import Snapshot
 from nodeagent.state.verdict_file import UNKNOWN
 
 FRESH_INTERVALS = 3
@@ -16,6 +19,63 @@ FRESH_INTERVALS = 3
 def schema(name: str) -> dict[str, str]:
     """Return the `schema` entry of a document."""
     return {"schema": f"gpu-nodeagent/{name}/1"}
+
+
+def iso(wall: float) -> str:
+    """Return a moment as ISO 8601 in UTC, whole seconds."""
+    return datetime.fromtimestamp(wall, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def plain_finding(finding: Finding) -> dict[str, Any]:
+    """Return a finding as JSON has it."""
+    return {
+        "check": finding.check,
+        "severity": finding.severity.name.lower(),
+        "action": finding.action.word,
+        "evidence": finding.evidence,
+    }
+
+
+def plain_unit(unit: UnitVerdict) -> dict[str, Any]:
+    """Return a unit's identity and verdict as JSON has them; None for what is not known."""
+    return {
+        "uuid": unit.uuid,
+        "index": unit.index if unit.index >= 0 else None,
+        "minor": unit.minor if unit.minor >= 0 else None,
+        "bus_id": unit.bus_id,
+        "model": unit.model,
+        "serial": unit.serial or None,
+        "verdict": unit.state,
+    }
+
+
+def published(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the snapshot as `state_dir/snapshot` keeps it: without locks, which are read where they are."""
+    verdict = snapshot.verdict
+    return {
+        "node": snapshot.node,
+        "pid": snapshot.pid,
+        "version": snapshot.version,
+        "boot_id": verdict.boot_id,
+        "monotonic": snapshot.monotonic,
+        "interval": snapshot.interval,
+        "drained": snapshot.drain_reason or None,
+        "node_verdict": verdict.node_state,
+        "node_findings": [plain_finding(finding) for finding in verdict.node_findings],
+        "gpus": [
+            {
+                **plain_unit(unit),
+                "since": iso(snapshot.wall - (snapshot.monotonic - unit.since)),
+                "reasons": [plain_finding(reason) for reason in unit.reasons],
+                "units": [name for name, _ in unit_names(unit, _facts_of(snapshot, unit.uuid))],
+            }
+            for unit in verdict.units
+        ],
+    }
+
+
+def _facts_of(snapshot: Snapshot, uuid: str) -> GpuFacts | None:
+    return next((gpu for gpu in snapshot.facts.gpus if gpu.uuid == uuid), None)
 
 
 def status_document(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from nodeagent.agent.actions import Actions, DrainRefused
 from nodeagent.agent.journal import Log
-from nodeagent.agent.publish import published, verdict_file
+from nodeagent.agent.publish import verdict_file
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
@@ -27,6 +27,7 @@ from nodeagent.policy.decide import (
     decide_units,
     wanted_drain,
 )
+from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
 from nodeagent.state import events

@@ -108,7 +108,10 @@ def _attend(node: Node, child: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the command decides
     _, status = os.waitpid(child, 0)
     assert node.conf is not None  # noqa: S101  _node gave it
-    epilog.release(node, "local", node.conf.text("node_name"), str(child))
+    try:
+        epilog.release(node.state, "local", "", str(child))
+    except (NodeAgentError, OSError) as error:  # the command's status is what counts; its lock is reconciled later
+        complain(str(error))
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 

@@ -7,8 +7,8 @@ administrator, recorded when there is where, and turned into the outcome for "ou
 import os
 import sys
 
-from nodeagent.errors import BadRequest, NodeAgentError
-from nodeagent.hook.node import complain, tell_user
+from nodeagent.errors import NodeAgentError
+from nodeagent.hook.node import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ def guarded(name: str, on_error: int = 0, as_user: bool = False) -> "Callable[[H
         def run(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
             try:
                 return hook(arguments, environ)
-            except BadRequest as error:
-                if as_user:
-                    tell_user(str(error))
-                    return 1
-                return _report(name, error, on_error)
-            except (NodeAgentError, OSError) as error:
-                return 0 if as_user else _report(name, error, on_error)
             except Exception as error:  # noqa: BLE001  a hook's boundary: see the module's first lines
                 return 0 if as_user else _report(name, error, on_error)
 

@@ -1,5 +1,6 @@
 """The environment that a granted job gets, as (name, value) pairs for whatever form its scheduler takes. Lean."""
 
+from nodeagent.state.boot import read_start
 from nodeagent.state.hook_conf import HookConf
 from nodeagent.state.verdict_file import UnitLine, VerdictFile
 
@@ -47,8 +48,7 @@ def driver_binds(conf: HookConf, verdict: "VerdictFile | None") -> str:
     if verdict is None or not verdict.binds:
         return ""
     try:
-        with open(f"{conf.text('roots.sys')}/module/nvidia/version", encoding="ascii") as file:
-            running = file.read(64).strip()
+        running = read_start(f"{conf.text('roots.sys')}/module/nvidia/version").decode().strip()
     except (OSError, UnicodeDecodeError):
         return ""
     return verdict.binds if running == verdict.driver else ""

@@ -93,6 +93,16 @@ class Node:
         )
 
 
+def open_state(arguments: "Sequence[str]") -> Directory:
+    """Open the state directory that the hook's command line (without its name) leads to.
+
+    Raises:
+        BadRequest, UntrustedFile, OSError: there is none to work in.
+
+    """
+    return Directory(state_dir(config_path(arguments)), create=True)
+
+
 def open_node(arguments: "Sequence[str]") -> Node:
     """Open the node that the hook's command line (without its name) belongs to; what is amiss becomes an event.
 
@@ -100,17 +110,17 @@ def open_node(arguments: "Sequence[str]") -> Node:
         BadRequest, UntrustedFile, OSError: there is not even a state directory to work in.
 
     """
-    state = Directory(state_dir(config_path(arguments)), create=True)
+    state = open_state(arguments)
     try:
         conf = read_hook_conf(state)
+        boot, max_age = boot_id(conf.text("roots.proc")), conf.number("hooks.verdict_max_age")
     except (NoHookConf, UnknownFormat, UntrustedFile) as error:
         events.append(state, "no_hook_conf", why=str(error))
         return Node(state, boot_id("/proc"))
     changed = conf.stale_sources()
     if changed:
         events.append(state, "hook_conf_stale", why=f"{changed[0]} is newer than hook.conf; reload the agent")
-    boot = boot_id(conf.text("roots.proc"))
-    verdict, fresh, trouble = last_word(state, boot, conf.number("hooks.verdict_max_age"))
+    verdict, fresh, trouble = last_word(state, boot, max_age)
     if trouble:
         events.append(state, "no_verdict" if verdict is None else "verdict_stale", why=trouble)
     return Node(state, boot, conf, verdict, fresh)

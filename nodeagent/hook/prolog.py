@@ -5,12 +5,12 @@ import time
 from nodeagent.errors import UnitsUnavailable
 from nodeagent.hook.node import Node
 from nodeagent.lock.placement import choose
-from nodeagent.lock.record import Owner
+from nodeagent.lock.record import HOLD, MAINTENANCE, Owner
 from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, VerdictFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _POLL = 0.1
 
@@ -29,21 +29,23 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
     What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first.
 
     Raises:
-        UnitsUnavailable: the node has fewer units than that, whatever happens.
+        UnitsUnavailable: the node, all of it in order, has fewer units than that.
         UnitsRetired: too few are in service.
-        UnitsBusy: too few were free in time.
+        UnitsBusy: too few were free in time, or it is not known how many there ought to be.
         LockBusy, OSError: nothing could be locked; nothing is.
 
     """
     deadline = time.monotonic() + wait
+    # A short list may be the driver's fault and no measure of what a job may ask for.
+    complete = node.fresh and verdict.node_state == OK and all(u.state in (OK, DEGRADED) for u in verdict.units)
     while True:
         with node.store.exclusive():
             node.store.sweep()
-            node.store.release(lambda held: held.is_job(owner.scheduler, owner.node, owner.job, owner.task))
+            node.store.release(lambda held: held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task))
             held = node.store.owners()
             retired = node.store.retired()
-            usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and u.unit not in retired]
-            free = [u for u in usable if u.unit not in held]
+            usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and not _named(u, retired)]
+            free = [u for u in usable if not _named(u, held)]
             if len(free) >= count:
                 chosen = _choose(verdict, free, count)
                 owner.units = tuple(unit.unit for unit in chosen)
@@ -51,12 +53,17 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
                 return chosen
         numbers = (count, len(verdict.units), len(usable), len(free))
         if count > len(verdict.units):
-            raise UnitsUnavailable(*numbers)
+            raise (UnitsUnavailable if complete else UnitsBusy)(*numbers)
         if count > len(usable):
             raise UnitsRetired(*numbers)
         if time.monotonic() >= deadline:
             raise UnitsBusy(*numbers)
         time.sleep(_POLL)
+
+
+def _named(unit: UnitLine, names: "Mapping[str, object]") -> str:
+    """Return by which name a unit stands there: its own, or that of the GPU it is an instance of; empty if by none."""
+    return unit.unit if unit.unit in names else unit.gpu if unit.gpu in names else ""
 
 
 def _choose(verdict: VerdictFile, free: "Sequence[UnitLine]", count: int) -> "list[UnitLine]":
@@ -90,17 +97,20 @@ def record(node: Node, owner: Owner, units: "Iterable[UnitLine]") -> Recorded:
     done = Recorded()
     with node.store.exclusive():
         node.store.sweep()
-        node.store.release(lambda held: held.is_job(owner.scheduler, owner.node, owner.job, owner.task))
+        node.store.release(lambda held: held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task))
         retired = node.store.retired()
         held = node.store.owners()
         wanted = []
         for unit in units:
-            if unit.unit in retired:
-                done.unfit.append((unit.unit, retired[unit.unit].get("reason", "retired")))
+            out, holder = _named(unit, retired), _named(unit, held)
+            if out:
+                done.unfit.append((unit.unit, retired[out].get("reason", "retired")))
             elif unit.state == FAILED and node.fresh:
                 done.unfit.append((unit.unit, unit.why or "failed"))
-            elif unit.unit in held:
-                done.conflicts.append((unit.unit, str(held[unit.unit])))
+            elif holder and held[holder].scheduler in (HOLD, MAINTENANCE):
+                done.unfit.append((unit.unit, f"held by hand: {held[holder]}"))
+            elif holder:
+                done.conflicts.append((unit.unit, str(held[holder])))
             else:
                 wanted.append(unit.unit)
         if not done.unfit and wanted:

@@ -5,7 +5,7 @@ import os
 from nodeagent.errors import BadRequest, UnitsUnavailable, UntrustedFile
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
-from nodeagent.hook.node import Node, open_node, tell_user
+from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
 from nodeagent.lock.record import Owner
 from nodeagent.state.files import check_parents, read_trusted_bytes
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
 DEFAULT_COMPLEX = "gpu"
 _RERUNS = "reruns"
 _QSTAT_TIMEOUT = 1.5
+
+
+def job_and_task(environ: "Mapping[str, str]") -> "tuple[str, str]":
+    """Return the ids of a job and of its task (empty outside arrays), which no `qsub -v` can change.
+
+    Raises:
+        BadRequest: this is not called by Grid Engine's shepherd.
+
+    """
+    job, task = environ.get("JOB_ID", ""), environ.get("SGE_TASK_ID", "undefined")
+    if not (job.isascii() and job.isdigit() and len(job) <= 10):  # noqa: PLR2004
+        raise BadRequest("JOB_ID", job, "a job id")
+    if task != "undefined" and not (task.isascii() and task.isdigit()):
+        raise BadRequest("SGE_TASK_ID", task, "a task id")
+    return job, "" if task == "undefined" else task
 
 
 class Job:
@@ -36,19 +51,15 @@ class Job:
             BadRequest, UntrustedFile, OSError: this is not called by Grid Engine's shepherd.
 
         """
-        self.job = environ.get("JOB_ID", "")
-        task = environ.get("SGE_TASK_ID", "undefined")
-        self.task = "" if task == "undefined" else task
+        self.job, self.task = job_and_task(environ)
         self.directory = environ.get("SGE_JOB_SPOOL_DIR", "")
-        if not (self.job.isascii() and self.job.isdigit() and len(self.job) <= 10):  # noqa: PLR2004
-            raise BadRequest("JOB_ID", self.job, "a job id")
-        if self.task and not (self.task.isascii() and self.task.isdigit()):
-            raise BadRequest("SGE_TASK_ID", self.task, "a task id")
         if not self.directory.endswith(f"/active_jobs/{self.job}.{self.task or '1'}"):
             raise BadRequest("SGE_JOB_SPOOL_DIR", self.directory, "this job's active_jobs directory")
         self.spool = self.directory.rpartition("/active_jobs/")[0]
-        admins = conf.settings.get("scheduler.sge.admin_uids", "0") if conf is not None else "0"
-        self.admin_uids = tuple(int(uid) for uid in admins.split())
+        if conf is not None:
+            self.admin_uids = tuple(int(uid) for uid in conf.text("scheduler.sge.admin_uids").split())
+        else:  # who administers Grid Engine is not known: whoever owns the spool directory that it named
+            self.admin_uids = (os.stat(self.spool).st_uid,)
         check_parents(f"{self.directory}/environment", self.admin_uids)
 
     def file(self) -> JobFile:
@@ -192,7 +203,7 @@ def _grant(
     try:
         job.export(_environment(node, conf, units, environ))
     except BaseException:
-        epilog.release(node, "sge", owner.node, owner.job, owner.task)
+        epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
         raise
     node.state.remove(_rerun_name(owner))
     node.event("grant", owner, units=" ".join(owner.units))
@@ -229,8 +240,6 @@ def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable
 @guarded("sge epilog")
 def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Free what this job holds on this node, by the lock's record alone."""
-    node = open_node(arguments)
-    job = Job(node.conf, environ)
-    if node.conf is not None:
-        epilog.release(node, "sge", node.conf.text("node_name"), job.job, job.task)
+    job, task = job_and_task(environ)
+    epilog.release(open_state(arguments), "sge", "", job, task)
     return 0

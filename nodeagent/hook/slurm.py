@@ -2,11 +2,12 @@
 
 import os
 
-from nodeagent.errors import BadRequest, NodeAgentError
+from nodeagent.errors import BadRequest
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.boundary import guarded
-from nodeagent.hook.node import Node, open_node
+from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.lock.record import Owner
+from nodeagent.state.hook_conf import HookConf
 from nodeagent.state.verdict_file import FAILED, UnitLine
 
 TYPE_CHECKING = False
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _MOST_GPUS = 256
-_COMMAND_TIMEOUT = 1.5
+_COMMAND_TIMES = {"requeue": 1.0, "notify": 0.4, "scancel": 0.4}  # seconds; together below the hook's bound of 2
 
 
 def parse_indices(text: str) -> "list[int]":
@@ -55,7 +56,8 @@ def units_of(node: Node, indices: "Sequence[int]") -> "tuple[list[UnitLine], lis
     """
     assert node.conf is not None  # noqa: S101  the caller has looked
     lines = node.verdict.units if node.verdict is not None else ()
-    by_minor = {line.minor: line for line in lines}
+    # Instances share their GPU's minor: Slurm's index of one cannot be told from its device file's number.
+    by_minor = {line.minor: line for line in lines if line.unit == line.gpu}
     units = []
     unmapped = []
     for index in indices:
@@ -89,10 +91,15 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     except BadRequest as error:
         node.event("malformed_request", owner, why=str(error))
         return 0
-    if not indices:
-        return 0
+    return _record(node, node.conf, owner, indices) if indices else 0
+
+
+def _record(node: Node, conf: HookConf, owner: Owner, indices: "Sequence[int]") -> int:
+    """Lock what Slurm granted, or give the job back."""
     if node.fresh and node.verdict is not None and node.verdict.node_state == FAILED:
         return _give_back(node, owner, f"node: {node.verdict.node_why}")
+    if not node.fresh and conf.text("hooks.on_internal_error") == "refuse":
+        return _give_back(node, owner, "the agent is not running, and on_internal_error is refuse")
     units, unmapped = units_of(node, indices)
     if unmapped:
         node.event("unmapped", owner, why=f"no GPU known for GRES index {','.join(map(str, unmapped))}")
@@ -107,43 +114,40 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
 
 
 def _give_back(node: Node, owner: Owner, why: str) -> int:
-    """Requeue the job (batch) or cancel it with a message (interactive); the node is not drained by this."""
+    """Requeue the job; one that Slurm refuses to requeue (interactive, --no-requeue) is told why and cancelled.
+
+    A controller that does not answer in time may still requeue the job later, so then nothing more is done to it.
+    """
     node.event("gave_back", owner, why=why)
     words = f"gpu-nodeagent: job {owner.job} was sent away from {owner.node}: {why}"
-    # A requeue is refused for interactive jobs: those are told, then ended.
-    if not _scontrol(node, "requeue", owner.job):
-        _scontrol(node, "notify", owner.job, " ".join(words.split())[:300])
+    if _command(node, "scontrol", "requeue", owner.job) is False:
+        _command(node, "scontrol", "notify", owner.job, " ".join(words.split())[:300])
         if not _command(node, "scancel", owner.job):
             node.event("give_back_failed", owner, why=why)
     return 0
 
 
-def _scontrol(node: Node, *arguments: str) -> bool:
-    return _command(node, "scontrol", *arguments)
-
-
-def _command(node: Node, program: str, *arguments: str) -> bool:
-    """Run one of Slurm's commands; only abnormal rows of the outcome table come here."""
+def _command(node: Node, program: str, *arguments: str) -> "bool | None":
+    """Run one of Slurm's commands: True done, False refused, None no answer in time. Abnormal rows only."""
+    from nodeagent.errors import CommandFailed
     from nodeagent.scheduler.command import run
 
     assert node.conf is not None  # noqa: S101  _give_back is reached only with one
     conf = node.conf.text("scheduler.slurm.conf")
     argv = (f"{node.conf.text('scheduler.slurm.bin_dir')}/{program}", *arguments)
+    timeout = _COMMAND_TIMES["scancel" if program == "scancel" else arguments[0]]
     try:
-        run(argv, {"SLURM_CONF": conf} if conf else {}, _COMMAND_TIMEOUT)
-    except NodeAgentError as error:
+        run(argv, {"SLURM_CONF": conf} if conf else {}, timeout)
+    except CommandFailed as error:
         node.event("command_failed", why=str(error))
-        return False
+        return None if error.status is None else False
     return True
 
 
 @guarded("slurm epilog")
 def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Epilog=: free what this job holds on this node."""
-    node = open_node(arguments)
-    job = _job_id(environ)
-    if node.conf is not None:
-        epilog.release(node, "slurm", node.conf.text("node_name"), job)
+    epilog.release(open_state(arguments), "slurm", environ.get("SLURM_CLUSTER_NAME", ""), _job_id(environ))
     return 0
 
 
@@ -157,9 +161,12 @@ def run_task_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") ->
     node = open_node(arguments)
     if node.conf is None:
         return 0
-    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
-        if environ.get(name):
-            parse_indices(environ[name])
+    try:
+        for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+            parse_indices(environ.get(name) or "0")
+    except BadRequest as error:
+        tell_user(str(error))
+        return 1
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
     out: list[tuple[str, str]] = []
     if not _has_gpus(environ):

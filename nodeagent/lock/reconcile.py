@@ -28,6 +28,11 @@ def gone(owners: Mapping[str, Owner], boot_id: str, start_of: Callable[[str], st
             over[owner.grant] = "it is from another boot"
         elif owner.scheduler == "local" and dead:
             over[owner.grant] = f"its process {owner.pid} is gone"
-        elif dead and any(owners.get(unit, owner).grant != owner.grant or unit not in owners for unit in owner.units):
+        elif dead and not all(unit in owners and _may_be(owners[unit], owner) for unit in owner.units):
             over[owner.grant] = f"it is incomplete and its hook {owner.pid} is gone"
     return over
+
+
+def _may_be(found: Owner, owner: Owner) -> bool:
+    """Say whether a unit of the grant is still locked by it; one that cannot be read counts as locked."""
+    return found.grant == owner.grant or found.scheduler == UNREADABLE

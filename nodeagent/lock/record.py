@@ -4,7 +4,7 @@ import os
 
 from nodeagent.errors import UnknownFormat
 from nodeagent.lock.unit import is_unit
-from nodeagent.state.files import decode_pairs, encode_pairs
+from nodeagent.state.files import decode_pairs, encode_pairs, short
 
 HOLD = "hold"
 MAINTENANCE = "maintenance"
@@ -61,13 +61,18 @@ class Owner:
         name = f"{self.job}.{self.task}" if self.task else self.job
         return f"{self.scheduler} {name or self.grant}" + (f" ({self.user})" if self.user else "")
 
-    def is_job(self, scheduler: str, node: str, job: str, task: str) -> bool:
-        """Say whether this grant belongs to that job on that node (node names are compared as the scheduler's own)."""
-        return (self.scheduler, self.node, self.job, self.task) == (scheduler, node, job, task)
+    def is_job(self, scheduler: str, cluster: str, job: str, task: str) -> bool:
+        """Say whether this grant belongs to that job; a cluster that is not known on one side is not compared.
+
+        The node is not compared: a state directory is one node's, whatever name that had when the lock was made.
+        """
+        return (self.scheduler, self.job, self.task) == (scheduler, job, task) and (
+            not cluster or self.cluster in ("", cluster)
+        )
 
     def encode(self) -> str:
         """Return the text of the `owner` file."""
-        pairs = [(key, str(getattr(self, key))) for key in _TEXTS]
+        pairs = [(key, short(str(getattr(self, key)))) for key in _TEXTS]
         return encode_pairs([*pairs, ("since", str(self.since)), ("units", " ".join(self.units))])
 
 

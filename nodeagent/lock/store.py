@@ -132,9 +132,12 @@ class Store:
 
         Raises:
             UnitHeld: one of them has an owner; nothing was taken.
+            UnknownFormat: one of them cannot be a unit; nothing was taken.
             OSError: ENOSPC and the like; nothing was taken.
 
         """
+        for unit in owner.units:
+            _check(unit)
         locks = self._state.sub(LOCKS, create=True)
         text = owner.encode()
         done: list[str] = []
@@ -181,6 +184,7 @@ class Store:
 
     def retire(self, unit: str, facts: "Iterable[tuple[str, str]]") -> None:
         """Grant the unit no more, whoever holds it now; after this returns nothing is granted on it."""
+        _check(unit)
         retired = self._state.sub(RETIRED, create=True)
         try:
             retired.replace(unit, encode_pairs(facts))
@@ -189,6 +193,7 @@ class Store:
 
     def restore(self, unit: str) -> bool:
         """Undo `retire`; False if the unit was not retired."""
+        _check(unit)
         try:
             retired = self._state.sub(RETIRED)
         except FileNotFoundError:
@@ -217,6 +222,12 @@ def read_retired(parent: Directory) -> "dict[str, dict[str, str]]":
         return found
     finally:
         directory.close()
+
+
+def _check(unit: str) -> None:
+    """Refuse what cannot be a unit, here where names become paths."""
+    if not is_unit(unit):
+        raise UnknownFormat("unit", unit)
 
 
 def _exists(name: str, directory: Directory) -> bool:

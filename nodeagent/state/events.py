@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 
-from nodeagent.state.files import Directory, escape, unescape
+from nodeagent.state.files import Directory, escape, short, unescape
 
 EVENTS = "events"
 TAKEN = "events.taken"
@@ -30,13 +30,16 @@ def append(state: Directory, kind: str, **fields: str) -> bool:
 
     An event is never worth a job: no error of the file system leaves this function.
     """
-    columns = [f"{time.time():.3f}", kind, *(f"{key}={escape(value)}" for key, value in fields.items() if value)]
+    columns = [f"{time.time():.3f}", kind, *(f"{key}={escape(short(value))}" for key, value in fields.items() if value)]
     line = ("\t".join(columns) + "\n").encode("utf-8", "surrogateescape")
     try:
         fd = _open_current(state)
         try:
-            if os.fstat(fd).st_size + len(line) <= CAP and os.write(fd, line) == len(line):
-                return True
+            size = os.fstat(fd).st_size
+            if size + len(line) <= CAP:
+                if os.write(fd, line) == len(line):
+                    return True
+                os.ftruncate(fd, size)  # a half line would swallow the next one
         finally:
             os.close(fd)
     except OSError:
@@ -102,10 +105,12 @@ def take(state: Directory) -> "list[Event]":
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with os.fdopen(os.dup(fd), "rb") as file:
                 found += [event for line in file if (event := _decode(line)) is not None]
             os.unlink(TAKEN, dir_fd=state.fd)
+        except BlockingIOError:  # somebody stopped in the middle of writing: the next cycle takes it up
+            return found
         finally:
             os.close(fd)
     return found

@@ -59,15 +59,17 @@ def check_parents(path: str, extra_uids: "tuple[int, ...]" = (), depth: int = 0)
             _judge(prefix, status, extra_uids, _S_IFDIR)
 
 
-def _slurp(fd: int, path: str, limit: int) -> bytes:
+def _slurp(fd: int, path: str, limit: int, size: int) -> bytes:
+    """Read all of a file whose size was `size` a moment ago: with one call, if it still is."""
     chunks = []
     room = limit + 1
     while room > 0:
-        chunk = os.read(fd, room)
-        if not chunk:
-            break
+        asked = min(room, size + 1)
+        chunk = os.read(fd, asked)
         chunks.append(chunk)
         room -= len(chunk)
+        if len(chunk) < asked:
+            break
     if room <= 0:
         raise UntrustedFile(path, f"it is larger than {limit} bytes")
     return b"".join(chunks)
@@ -97,7 +99,7 @@ def read_trusted_bytes(
     try:
         status = os.fstat(fd)
         _judge(path, status, extra_uids, _S_IFREG)
-        return _slurp(fd, path, limit), status
+        return _slurp(fd, path, limit, status.st_size), status
     finally:
         os.close(fd)
 
@@ -106,27 +108,31 @@ class Directory:
     """A directory whose whole path is trusted, held open: what is reached through it cannot be swapped from above."""
 
     __slots__ = ("fd", "path")
+    fd: int
 
-    def __init__(self, path: str, create: bool = False) -> None:
-        """Open `path` (with `create`, make it 0755 if it is missing).
+    def __init__(self, path: str, create: bool = False, parent: "Directory | None" = None, name: str = "") -> None:
+        """Open `path` (with `create`, make it 0755 if it is missing), or `name` in a `parent` that is open already.
 
         Raises:
             UntrustedFile: it, or a directory above it, could have been prepared by somebody else.
             OSError: it is missing or cannot be made.
 
         """
-        check_parents(path)
+        if parent is None:
+            check_parents(path)
+        what = path if parent is None else name
+        where = None if parent is None else parent.fd
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self.path = path
         try:
-            self.fd = os.open(path, flags)
+            self.fd = os.open(what, flags, dir_fd=where)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise UntrustedFile(path, "it is not a directory") from error
             if error.errno != errno.ENOENT or not create:
                 raise
-            make_directory(path)
-            self.fd = os.open(path, flags)
+            make_directory(what, where)
+            self.fd = os.open(what, flags, dir_fd=where)
         try:
             _judge(path, os.fstat(self.fd), (), _S_IFDIR)
         except UntrustedFile:
@@ -139,7 +145,7 @@ class Directory:
 
     def sub(self, name: str, create: bool = False) -> "Directory":
         """Open a directory in this one."""
-        return Directory(f"{self.path}/{name}", create)
+        return Directory(f"{self.path}/{name}", create, self, name)
 
     def read(self, name: str) -> str:
         """Return a trusted file's text, or raise as `read_trusted_bytes`."""
@@ -203,9 +209,13 @@ def write_new(name: str, text: str, dir_fd: int, durable: bool = False, mode: in
         raise
 
 
+def short(words: str) -> str:
+    """Return at most 1024 characters of a text that is for people, whoever wrote it."""
+    return words[:MAX_VALUE]
+
+
 def escape(value: str) -> str:
-    """Make any text fit one tab-separated field of one line: control characters and % as %XX, at most 1024 long."""
-    value = value[:MAX_VALUE]
+    """Make any text fit one tab-separated field of one line: control characters and % as %XX."""
     if value.isprintable() and "%" not in value:
         return value
     return "".join(

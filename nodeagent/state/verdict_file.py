@@ -1,22 +1,22 @@
 """The agent's last word for hooks: `state_dir/verdict`. Lean."""
 
 from nodeagent.errors import NoVerdict, UnknownFormat
-from nodeagent.lock.unit import is_unit
-from nodeagent.state.files import Directory, decode_lines, encode_pairs, escape, unescape
+from nodeagent.state.files import Directory, decode_lines, encode_pairs, escape, short, unescape
 
 VERDICT = "verdict"
 OK, DEGRADED, FAILED, UNKNOWN = "OK", "DEGRADED", "FAILED", "UNKNOWN"
 STATES = (OK, DEGRADED, FAILED, UNKNOWN)
-_COLUMNS = 9
+_COLUMNS = 10
 
 
 class UnitLine:
     """One unit: identity, place and state. `index` and `minor` are -1 where NVML gave none, `numa` likewise.
 
-    `links` holds, for each unit in the file's order, the quality of the connection to it (0 for itself).
+    `links` holds, for each unit in the file's order, the quality of the connection to it (0 for itself). `gpu` is the
+    UUID of the GPU that the unit is, or is an instance of.
     """
 
-    __slots__ = ("bus_id", "index", "links", "minor", "model", "numa", "state", "unit", "why")
+    __slots__ = ("bus_id", "gpu", "index", "links", "minor", "model", "numa", "state", "unit", "why")
 
     def __init__(
         self,
@@ -29,7 +29,9 @@ class UnitLine:
         links: "tuple[int, ...]",
         state: str,
         why: str = "",
+        gpu: str = "",
     ) -> None:
+        self.gpu = gpu or unit
         self.unit = unit
         self.index = index
         self.minor = minor
@@ -84,7 +86,7 @@ class VerdictFile:
                 ("driver", self.driver),
                 ("binds", self.binds),
                 ("node_state", self.node_state),
-                ("node_why", self.node_why),
+                ("node_why", short(self.node_why)),
             ]
         )
         lines = [
@@ -98,7 +100,8 @@ class VerdictFile:
                     str(line.numa),
                     ",".join(map(str, line.links)),
                     line.state,
-                    escape(line.why),
+                    escape(short(line.why)),
+                    line.gpu,
                 )
             )
             for line in self.units
@@ -122,13 +125,13 @@ def decode_verdict(what: str, text: str) -> VerdictFile:
                 key, _, value = line.partition("=")
                 pairs[key] = unescape(value)
                 continue
-            unit, index, minor, bus_id, model, numa, links, state, why = fields[:_COLUMNS]
-            if not is_unit(unit) or state not in STATES:
+            unit, index, minor, bus_id, model, numa, links, state, why, gpu = fields[:_COLUMNS]
+            if state not in STATES:
                 raise UnknownFormat(what, line)
             weights = tuple(map(int, links.split(","))) if links else ()
             units.append(
                 UnitLine(
-                    unit, int(index), int(minor), bus_id, unescape(model), int(numa), weights, state, unescape(why)
+                    unit, int(index), int(minor), bus_id, unescape(model), int(numa), weights, state, unescape(why), gpu
                 )
             )
         return VerdictFile(

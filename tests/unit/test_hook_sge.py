@@ -161,6 +161,20 @@ def test_more_than_the_node_has_is_the_users_mistake(
     assert kinds(node) == ["malformed_request"]
 
 
+@pytest.mark.parametrize("case", ["no units", "one failed", "unfit", "stale"])
+def test_a_short_list_that_the_driver_may_be_to_blame_for_is_no_mistake_of_the_users(
+    node: LaidOutNode, tmp_path: Path, case: str
+) -> None:
+    if case == "no units":
+        node.gpus = 0
+        node.write_verdict(node_state="UNKNOWN")
+    elif case == "one failed":
+        node.write_verdict({0: "FAILED"})
+    else:
+        node.write_verdict(**({"node_state": "FAILED"} if case == "unfit" else {}), age=0 if case == "unfit" else 3600)
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=5)) == 99
+
+
 def test_busy_units_send_the_job_back_without_a_word(
     node: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +245,30 @@ def test_without_verdict_or_configuration_a_gpu_job_goes_back_and_others_start(
     node.state.remove("hook.conf")
     assert (prolog(node, gpu_job), prolog(node, other)) == (99, 0)
     assert kinds(node) == ["no_hook_conf", "no_hook_conf"]
+
+
+def test_a_configuration_of_an_older_release_stops_only_gpu_jobs_and_no_epilog(
+    node: LaidOutNode, tmp_path: Path
+) -> None:
+    gpu_job, other = SgeJob(tmp_path / "spool", "1"), SgeJob(tmp_path / "spool", "2", gpus=None)
+    assert prolog(node, gpu_job) == 0
+    node.state.replace("hook.conf", "format=1\nroots.proc=/proc\n")
+    assert epilog(node, gpu_job) == 0 and node.held() == {}
+    assert (prolog(node, gpu_job), prolog(node, other)) == (99, 0)
+
+
+def test_retiring_or_holding_a_gpu_takes_its_instances_along(node: LaidOutNode, tmp_path: Path) -> None:
+    lines = node.units()
+    for line in lines[:2]:
+        line.unit = line.unit.replace("GPU", "MIG")
+    node.units = lambda *_: lines  # type: ignore[method-assign]
+    node.write_verdict()
+    with node.store.exclusive():
+        node.store.retire(uuid(0), [("reason", "x")])
+    node.hold([1], "hold", "")
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=2)) == 0
+    owned = {unit for unit, owner in node.store.owners().items() if owner.job == "603"}
+    assert owned == {uuid(2), uuid(3)}
 
 
 def test_a_verdict_of_another_boot_counts_as_none(node: LaidOutNode, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ class Commands:
     def __init__(self) -> None:
         self.run: list[tuple[str, ...]] = []
         self.fail: set[str] = set()
+        self.status: int | None = 1
 
     def __call__(self, argv: tuple[str, ...], environment: dict[str, str], timeout: float) -> str:
         assert timeout <= 2 and argv[0].startswith("/")
         self.run.append((argv[0].rpartition("/")[2], *argv[1:]))
         if argv[1] in self.fail:
-            raise CommandFailed(argv, 1, "Only batch jobs are accepted")
+            raise CommandFailed(argv, self.status, "Only batch jobs are accepted")
         return ""
 
 
@@ -140,6 +141,28 @@ def test_an_interactive_job_is_told_and_cancelled(node: LaidOutNode, commands: C
     assert node.held() == {}
 
 
+def test_a_controller_that_does_not_answer_never_costs_a_job_its_life(node: LaidOutNode, commands: Commands) -> None:
+    node.write_verdict({0: "FAILED"})
+    commands.fail.add("requeue")
+    commands.status = None
+    assert prolog(node, gpus="0") == 0
+    assert commands.run == [("scontrol", "requeue", "12")]
+
+
+def test_a_unit_held_by_hand_gives_the_job_back(node: LaidOutNode, commands: Commands) -> None:
+    node.hold([1], scheduler="maintenance", job="")
+    assert prolog(node, gpus="0,1") == 0
+    assert commands.run == [("scontrol", "requeue", "12")]
+    assert node.held() == {1: ""}
+
+
+def test_without_an_agent_the_job_goes_back_where_the_site_wants_that(tmp_path: Path, commands: Commands) -> None:
+    node = LaidOutNode(tmp_path, "slurm", settings="hooks: {on_internal_error: refuse}\n")
+    node.write_verdict(age=3600)
+    assert prolog(node) == 0
+    assert commands.run == [("scontrol", "requeue", "12")] and node.held() == {}
+
+
 def test_an_unfit_node_gives_the_job_back(node: LaidOutNode, commands: Commands) -> None:
     node.write_verdict(node_state="FAILED", node_why="driver and library differ")
     assert prolog(node) == 0
@@ -159,6 +182,27 @@ def test_without_anything_the_job_starts(node: LaidOutNode) -> None:
     node.state.remove("hook.conf")
     assert prolog(node) == epilog(node) == 0
     assert "hook.conf" in recorded(node)["no_hook_conf"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "format=2\n", "format=1\n"])
+def test_the_epilog_frees_however_broken_the_configuration_is(node: LaidOutNode, damage: str) -> None:
+    assert prolog(node) == 0
+    node.state.remove("hook.conf")
+    if damage != "missing":
+        node.state.replace("hook.conf", damage)
+    assert epilog(node) == 0
+    assert node.held() == {}
+
+
+def test_a_job_of_the_same_number_in_another_cluster_keeps_its_units(node: LaidOutNode) -> None:
+    assert prolog(node, gpus="0") == 0
+    arguments = ["--config", str(node.config)]
+    assert slurm.run_epilog(arguments, {**environ(), "SLURM_CLUSTER_NAME": "other"}) == 0
+    assert node.held() == {0: "12"}
+
+
+def test_an_agents_wrong_command_line_fails_no_task() -> None:
+    assert slurm.run_task_prolog(["--conf", "x"], {"SLURM_JOB_GPUS": "0"}) == 0
 
 
 def test_our_own_bug_drains_nothing(

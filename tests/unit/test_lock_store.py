@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.errors import LockBusy, UnitHeld
+from nodeagent.errors import LockBusy, UnitHeld, UnknownFormat
 from nodeagent.lock.record import UNREADABLE, Owner, decode_owner
 from nodeagent.lock.store import Store
 from nodeagent.state.files import Directory
@@ -30,6 +30,23 @@ def test_a_record_comes_back_as_it_was_written() -> None:
     assert {name: getattr(after, name) for name in Owner.__slots__} == {
         name: getattr(before, name) for name in Owner.__slots__
     }
+
+
+def test_a_grant_of_many_units_keeps_all_their_names() -> None:
+    units = tuple(f"MIG-{i:08x}-0000-4000-8000-000000000000" for i in range(64))
+    assert decode_owner("x", owner("4", *units).encode()).units == units
+
+
+@pytest.mark.parametrize("name", ["../x", "GPU-../../etc", "x", "", "GPU-a/b", "GPU-" + "a" * 100])
+def test_only_units_become_paths(store: Store, name: str) -> None:
+    with store.exclusive():
+        for change in (
+            lambda: store.claim(owner("1", name)),
+            lambda: store.retire(name, []),
+            lambda: store.restore(name),
+        ):
+            with pytest.raises(UnknownFormat):
+                change()
 
 
 def test_what_is_claimed_is_held_and_what_is_released_is_free(store: Store) -> None:

@@ -41,6 +41,11 @@ def test_a_unit_of_the_grant_that_another_holds_makes_it_incomplete() -> None:
     assert set(gone({"GPU-a": owner(), "GPU-b": other}, BOOT, lambda _: "")) == {"g"}
 
 
+def test_a_unit_that_cannot_be_read_is_not_taken_for_a_missing_one() -> None:
+    unreadable = Owner("unreadable", grant="GPU-b", units=("GPU-b",))
+    assert gone({"GPU-a": owner(), "GPU-b": unreadable}, BOOT, lambda _: "") == {}
+
+
 @pytest.mark.parametrize("word", ["hold", "maintenance", "unreadable"])
 def test_what_is_no_job_stays_until_somebody_releases_it(word: str) -> None:
     assert judged(owner(word, boot="earlier"), start="") == {}
