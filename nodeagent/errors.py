@@ -84,6 +84,19 @@ class UnitsUnavailable(NodeAgentError):
         )
 
 
+class StateGone(NodeAgentError):
+    """The state directory was removed while it was in use: what is written into it now, nobody reads."""
+
+    exit_code = 69
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(path)
+
+    def __str__(self) -> str:
+        return f"{self.path}: was removed while the agent ran; it has to start again"
+
+
 class NodeUnfit(NodeAgentError):
     """The node as a whole cannot run GPU jobs."""
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from nodeagent.gpu.facts import GpuFacts
 from nodeagent.health.finding import Finding
+from nodeagent.health.units import Instances, units_of
 from nodeagent.health.verdict import UnitVerdict, Verdict
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.snapshot import Snapshot
@@ -49,7 +49,7 @@ def plain_unit(unit: UnitVerdict) -> dict[str, Any]:
     }
 
 
-def published(snapshot: Snapshot) -> dict[str, Any]:
+def published(snapshot: Snapshot, instances: Instances) -> dict[str, Any]:
     """Return the snapshot as `state_dir/snapshot` keeps it: without locks, which are read where they are."""
     verdict = snapshot.verdict
     return {
@@ -67,15 +67,11 @@ def published(snapshot: Snapshot) -> dict[str, Any]:
                 **plain_unit(unit),
                 "since": iso(snapshot.wall - (snapshot.monotonic - unit.since)),
                 "reasons": [plain_finding(reason) for reason in unit.reasons],
-                "units": [name for name, _ in unit_names(unit, _facts_of(snapshot, unit.uuid))],
+                "units": list(units_of(unit.uuid, instances)),
             }
             for unit in verdict.units
         ],
     }
-
-
-def _facts_of(snapshot: Snapshot, uuid: str) -> GpuFacts | None:
-    return next((gpu for gpu in snapshot.facts.gpus if gpu.uuid == uuid), None)
 
 
 def status_document(

@@ -8,7 +8,7 @@ import time
 from nodeagent.errors import NodeAgentError, UnknownFormat
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.lock.store import RETIRED, Store, read_retired
-from nodeagent.policy.decide import BY_AGENT, DrainRecord
+from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
 from nodeagent.policy.limits import may_drain
 from nodeagent.scheduler.port import NodeState, Scheduler
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
@@ -17,7 +17,7 @@ DRAINED = "drained"
 
 
 class DrainRefused(NodeAgentError):
-    """The limit on drained nodes is reached, or somebody else has the node."""
+    """The limit on drained nodes is reached, or somebody else has the node: it is not drained, or not resumed."""
 
     exit_code = 69
 
@@ -26,7 +26,21 @@ class DrainRefused(NodeAgentError):
         super().__init__(why)
 
     def __str__(self) -> str:
-        return f"not drained: {self.why}"
+        return f"nothing done: {self.why}"
+
+
+class NotRecorded(NodeAgentError):
+    """It was done, but could not be written where it outlives a reboot."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str) -> None:
+        self.what = what
+        self.why = why
+        super().__init__(what, why)
+
+    def __str__(self) -> str:
+        return f"{self.what}, but could not be recorded in data_dir: {self.why}"
 
 
 class Records:
@@ -60,7 +74,7 @@ class Records:
         """Return our own drain, if there is one."""
         try:
             pairs = decode_pairs(DRAINED, self._data.read(DRAINED))
-            return DrainRecord(pairs["reason"], RecoveryAction.of(pairs["action"]), pairs["by"])
+            return DrainRecord(pairs["reason"], RecoveryAction.of(pairs["action"]), pairs["by"], pairs["scope"])
         except FileNotFoundError:
             return None
         except (UnknownFormat, KeyError):
@@ -69,8 +83,8 @@ class Records:
 
     def put_drain(self, record: DrainRecord) -> None:
         """Record a drain of ours."""
-        pairs = [("reason", record.reason), ("action", record.action.word), ("by", record.by)]
-        self._data.replace(DRAINED, encode_pairs([*pairs, ("since", str(int(time.time())))]), durable=True)
+        fields = {"reason": record.reason, "action": record.action.word, "by": record.by, "scope": record.scope}
+        self._data.replace(DRAINED, encode_pairs([*fields.items(), ("since", str(int(time.time())))]), durable=True)
 
     def drop_drain(self) -> None:
         """Forget our drain."""
@@ -80,71 +94,125 @@ class Records:
 class Actions:
     """Carries decisions out. Each method raises what kept it from doing so; doing one twice is harmless."""
 
-    def __init__(self, store: Store, records: Records, scheduler: Scheduler, max_drained: str) -> None:
+    def __init__(
+        self, store: Store, records: Records, scheduler: Scheduler, max_drained: str, boot_id: str = ""
+    ) -> None:
         self.store = store
         self.records = records
         self.scheduler = scheduler
         self.max_drained = max_drained
+        self.boot_id = boot_id
+        self._unrecorded: dict[str, dict[str, str]] = {}
 
     def publish_retired(self) -> None:
-        """Copy the truth to where hooks look: before anybody is told that the agent is ready."""
+        """Make what hooks see the same as what is recorded: whatever kept a step of retire or restore from its end.
+
+        Raises:
+            LockBusy, OSError: it is not the same; the next call tries again.
+
+        """
+        for unit, record in list(self._unrecorded.items()):
+            self.records.put_retired(unit, record)
+            del self._unrecorded[unit]
+        if self.records.retired() == self.store.retired():
+            return
         with self.store.exclusive():
-            self.store.sweep()
-            for unit, record in self.records.retired().items():
-                self.store.retire(unit, record.items())
+            recorded, shown = self.records.retired(), self.store.retired()
+            for unit in recorded:
+                if shown.get(unit) != recorded[unit]:
+                    self.store.retire(unit, recorded[unit].items())
+            for unit in shown.keys() - recorded.keys():
+                self.store.restore(unit)
+
+    def retired(self) -> dict[str, dict[str, str]]:
+        """Return unit → record of all that is retired, also where that could not be recorded."""
+        return {**self.store.retired(), **self.records.retired()}
 
     def retire(self, unit: str, reason: str, check: str, action: RecoveryAction, by: str = BY_AGENT) -> None:
-        """Grant the unit no more. The lasting record comes first: a crash in between is mended at the next start."""
+        """Grant the unit no more, from now on and after a reboot.
+
+        Raises:
+            NotRecorded: it is granted no more, but a reboot may bring it back; the agent tries again to record it.
+            LockBusy, OSError: it may still be granted; `publish_retired` ends what was begun.
+
+        """
         record = {
             "reason": reason,
             "check": check,
             "action": action.word,
             "by": by,
             "since": str(int(time.time())),
+            "boot_id": self.boot_id,
         }
-        self.records.put_retired(unit, record)
+        failure: OSError | None = None
+        try:
+            self.records.put_retired(unit, record)
+        except OSError as error:  # a full or dying disk must not keep a dying GPU in service
+            failure = error
+            self._unrecorded[unit] = record
         with self.store.exclusive():
             self.store.retire(unit, record.items())
+        if failure is not None:
+            raise NotRecorded(f"{unit} is retired", str(failure)) from failure
 
     def restore(self, unit: str) -> bool:
         """Grant the unit again; False if it was not retired."""
+        self._unrecorded.pop(unit, None)
+        recorded = unit in self.records.retired()
         self.records.drop_retired(unit)
         with self.store.exclusive():
-            return self.store.restore(unit)
+            return self.store.restore(unit) or recorded
 
     def drain(self, reason: str, action: RecoveryAction, by: str = BY_AGENT, force: bool = False) -> None:
         """Drain the node, unless somebody else has or the limit is reached (`force`: an administrator overrules that).
 
-        Recorded as ours before it is done: a crash in between leaves a record of a drain that does not stand, which
-        the next cycle drops; the other order could leave a drain that nobody takes back.
+        Recorded as ours before it is done, and kept when the command fails: it may have taken effect all the same (a
+        controller that answers too late). A record of a drain that does not stand is dropped later; a drain without
+        a record would stand for ever.
 
         Raises:
-            DrainRefused, CommandFailed: the node is as it was.
+            DrainRefused: the node is as it was.
+            CommandFailed: it may be drained or not.
+            NotRecorded: it is drained.
 
         """
         state: NodeState = self.scheduler.node_state()
-        if state.drained and state.foreign:
-            raise DrainRefused(f"the node is drained already: {state.reason}")
+        if state.drained and (state.foreign or state.reason is None):
+            raise DrainRefused(f"the node is out of service already: {state.reason or 'by somebody else'}")
         if not force and not may_drain(self.scheduler.fleet(), self.max_drained):
             raise DrainRefused(f"limits.max_drained ({self.max_drained}) is reached")
-        self.records.put_drain(DrainRecord(reason, action, by))
+        before = self.records.drain()
+        scope = " ".join(sorted({*self.scheduler.drain_scope().split(), *(before.scope.split() if before else ())}))
+        failure: OSError | None = None
         try:
-            self.scheduler.drain(reason)
-        except NodeAgentError:
-            self.records.drop_drain()
-            raise
+            self.records.put_drain(DrainRecord(reason, action, by, scope))
+        except OSError as error:
+            failure = error
+        self.scheduler.drain(reason, scope)
+        if failure is not None:
+            raise NotRecorded("the node is drained", str(failure)) from failure
+
+    def raise_drain(self, action: RecoveryAction) -> None:
+        """Note that the node we drained needs more than was known then."""
+        record = self.records.drain()
+        if record is not None:
+            self.records.put_drain(DrainRecord(record.reason, action, record.by, record.scope))
 
     def resume(self) -> None:
-        """Give the node back. A reason of somebody else's stays.
+        """Give the node back, as far as its drain is ours.
 
         Raises:
-            DrainRefused: somebody else has drained the node meanwhile.
-            CommandFailed: the node is as it was.
+            DrainRefused: it is not.
+            CommandFailed: it may be resumed or not.
 
         """
-        state = self.scheduler.node_state()
+        state, record = self.scheduler.node_state(), self.records.drain()
         if state.drained and state.foreign:
             raise DrainRefused(f"the reason is not ours: {state.reason}")
-        if state.drained:
-            self.scheduler.resume()
+        if record is None and state.drained:
+            record = adopted(state.reason or "") or DrainRecord(state.reason or "", scope="node")
+            if state.reason is None:
+                raise DrainRefused("there is no record that this product disabled the host's queues")
+        if state.drained and record is not None:
+            self.scheduler.resume(record.scope)
         self.records.drop_drain()

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from nodeagent.agent.actions import Actions, DrainRefused
+from nodeagent.agent.actions import Actions
+from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
 from nodeagent.agent.publish import verdict_file
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import NodeAgentError, UnknownFormat
+from nodeagent.errors import NodeAgentError, StateGone
 from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
+from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
+from nodeagent.hook.sge import RERUNS
 from nodeagent.lock.reconcile import gone
-from nodeagent.policy.decide import (
-    Drain,
-    ForgetDrain,
-    Restore,
-    Resume,
-    Retire,
-    decide_node,
-    decide_units,
-    wanted_drain,
-)
 from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
@@ -36,9 +31,18 @@ from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_doc
 from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import VERDICT
 
-_ASK_AGAIN = 6  # cycles between two looks at the scheduler, and at the driver set, while nothing changes
+_DAY = 86400.0
 _QUIET_EVENTS = ("grant", "release")
 RESTORED_BY_HAND = "restored_by_hand"  # the event by which `restore` tells the agent to forget latched XIDs
+
+
+class HookConfWriter(Protocol):
+    """Writes hook.conf. `complete` is false while the scheduler has not told all that goes into it."""
+
+    complete: bool
+
+    def __call__(self) -> None:
+        """Ask again and write."""
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Ports:
     actions: Actions
     clock: Clock
     log: Log
+    hook_conf: HookConfWriter
 
 
 class Cycle:
@@ -66,8 +71,8 @@ class Cycle:
         self._xids: list[XidEvent] = []
         self._counts = _Counts()
         self._binds = ("", "", float("-inf"))
-        self._asked: tuple[object, float] = (None, float("-inf"))
-        self._refusal = ""
+        self._instances: Instances = {}
+        self._decider = Decider(config, ports.actions, ports.clock, ports.log)
 
     @property
     def interval(self) -> float:
@@ -77,12 +82,13 @@ class Cycle:
     def begin(self) -> None:
         """Make hooks see what was retired before this boot, and take up what an agent before this one remembered."""
         self.ports.actions.publish_retired()
-        remembered = read_document(self.ports.state, MEMORY)
-        if remembered is not None:
-            try:
+        try:
+            remembered = read_document(self.ports.state, MEMORY)
+            if remembered is not None:
                 self.memory = from_plain(remembered)
-            except UnknownFormat as error:
-                self.ports.log.error("memory_unreadable", why=str(error))
+        except NodeAgentError as error:
+            self._decider.memory_lost = True
+            self.ports.log.error("memory_unreadable", why=str(error), note="what is retired stays so until `restore`")
 
     def end(self) -> None:
         """Let go of the probe."""
@@ -103,6 +109,8 @@ class Cycle:
         new.memory = self.memory
         new.snapshot = self.snapshot
         new._counts = self._counts
+        new._instances = self._instances
+        new._decider = self._decider.successor(config, ports.actions)
         new._xids = self._xids
         return new
 
@@ -110,6 +118,8 @@ class Cycle:
         """Do one cycle and return what it publishes."""
         clock = self.ports.clock
         started = clock.monotonic()
+        if not os.fstat(self.ports.state.fd).st_nlink:
+            raise StateGone(self.ports.state.path)
         self._take_events()
         facts = self.ports.source.sample()
         self.witnessed()
@@ -117,10 +127,17 @@ class Cycle:
         self._xids = []
         previous = self.snapshot.verdict if self.snapshot is not None else None
         verdict, self.memory = judge(self.memory, facts, self.config.health)
+        # First of all: what is known must not be lost to whatever happens while it is acted upon.
+        write_document(self.ports.state, MEMORY, to_plain(self.memory))
         self._note(facts, previous, verdict)
         self._tell_hooks(verdict, facts)
         self._reconcile(facts.boot_id)
-        self._act(verdict)
+        self._decider.act(verdict)
+        if clock.monotonic() - self._binds[2] >= ASK_AGAIN * self.interval:
+            self._find_driver_set(facts.driver)
+            if not self.ports.hook_conf.complete:
+                self.ports.hook_conf()
+            self._forget_old_reruns()
         record = self.ports.actions.records.drain()
         self.snapshot = Snapshot(
             node=self.node,
@@ -132,12 +149,11 @@ class Cycle:
             verdict=verdict,
             retired=self.ports.actions.store.retired(),
             drain_reason=record.reason if record is not None else "",
-            counters=self._counts.frozen(events.dropped(self.ports.state), self.ports.source),
+            counters=self._counts.frozen(events.dropped(self.ports.state), self._decider.counts, self.ports.source),
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
         )
-        write_document(self.ports.state, SNAPSHOT, published(self.snapshot))
-        write_document(self.ports.state, MEMORY, to_plain(self.memory))
+        write_document(self.ports.state, SNAPSHOT, published(self.snapshot, self._instances))
         return self.snapshot
 
     def summary(self) -> str:
@@ -177,15 +193,31 @@ class Cycle:
             self.ports.log.warning("verdict_changed", node=self.node, verdict=verdict.node_state, why=why)
 
     def _tell_hooks(self, verdict: Verdict, facts: NodeFacts) -> None:
-        now = self.ports.clock.monotonic()
-        version, binds, at = self._binds
-        if version != facts.driver or now - at >= _ASK_AGAIN * self.interval:
-            binds = bind_list(self.config.drivers, facts.driver)
-            self._binds = (facts.driver, binds, now)
-        file = verdict_file(verdict, facts, os.getpid(), self.config.interval, binds)
+        if self._binds[0] != facts.driver:
+            self._find_driver_set(facts.driver)
+        self._instances = mig_instances(facts.gpus, self._instances)
+        dry_run = self.config.policy.dry_run
+        pid, interval, binds = os.getpid(), self.config.interval, self._binds[1]
+        file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run)
         self.ports.state.replace(VERDICT, file.encode())
 
+    def _find_driver_set(self, driver: str) -> None:
+        """Look for the site's driver set: before the verdict when the driver is new, else when all else is done."""
+        self._binds = (driver, bind_list(self.config.drivers, driver), self.ports.clock.monotonic())
+
+    def _forget_old_reruns(self) -> None:
+        """Remove the counters of jobs that were sent back from here and have not returned for a day."""
+        for name in self.ports.state.names():
+            if name.startswith(RERUNS) and time.time() - os.stat(name, dir_fd=self.ports.state.fd).st_mtime > _DAY:
+                self.ports.state.remove(name)
+
     def _reconcile(self, boot_id: str) -> None:
+        try:
+            self._free_what_is_over(boot_id)
+        except (NodeAgentError, OSError) as error:  # somebody holds the flock: the next cycle sees it again
+            self.ports.log.warning("reconcile_failed", why=str(error))
+
+    def _free_what_is_over(self, boot_id: str) -> None:
         store = self.ports.actions.store
         if not gone(store.owners(), boot_id, start_time):
             return
@@ -198,71 +230,6 @@ class Cycle:
                 "lock_reconciled", gpu_uuid=unit, job=owner.job, owner=str(owner), why=over[owner.grant]
             )
 
-    def _act(self, verdict: Verdict) -> None:
-        retired = self.ports.actions.records.retired()
-        for decision in decide_units(verdict, retired, self.config.policy):
-            if isinstance(decision, Retire):
-                self._do("retire", decision, gpu_uuid=decision.unit, check=decision.check, why=decision.reason)
-            else:
-                self._do("restore", decision, gpu_uuid=decision.unit)
-        wanted = wanted_drain(verdict, self.config.policy, self.ports.scheduler.spares_units)
-        record = self.ports.actions.records.drain()
-        if wanted is None and record is None:
-            self._refusal = ""
-            return
-        # The controller is asked when something has changed, else seldom: many nodes may be in this state at once.
-        now = self.ports.clock.monotonic()
-        states = (verdict.node_state, *(unit.state for unit in verdict.units))
-        question = (wanted.reason if wanted is not None else None, record, states)
-        if question == self._asked[0] and now - self._asked[1] < _ASK_AGAIN * self.interval:
-            return
-        self._asked = (question, now)
-        try:
-            node = self.ports.scheduler.node_state()
-        except NodeAgentError as error:
-            self._failed("ask", error)
-            return
-        for step in decide_node(wanted, record, node, verdict):
-            words = {Drain: "drain", Resume: "resume", ForgetDrain: "forget_drain"}
-            self._do(words[type(step)], step, **({"why": step.reason} if isinstance(step, Drain) else {}))
-
-    def _do(self, word: str, decision: Retire | Restore | Drain | Resume | ForgetDrain, **fields: str) -> None:
-        """Carry one decision out, count it and say so; what fails is tried again in the next cycle."""
-        if self.config.policy.dry_run:
-            self._counts.decisions[word, "dry-run"] += 1
-            self.ports.log.warning(word, dry_run=True, **fields)
-            return
-        try:
-            self._carry_out(decision)
-        except DrainRefused as error:
-            self._counts.decisions[word, "refused"] += 1
-            if str(error) != self._refusal:
-                self.ports.log.error("drain_refused", note=str(error), **fields)
-            self._refusal = str(error)
-        except (NodeAgentError, OSError) as error:
-            self._failed(word, error)
-        else:
-            self._refusal = ""
-            self._counts.decisions[word, "done"] += 1
-            self.ports.log.warning(word, **fields)
-
-    def _failed(self, word: str, error: Exception) -> None:
-        self._counts.decisions[word, "failed"] += 1
-        self.ports.log.error("action_failed", action=word, why=str(error))
-
-    def _carry_out(self, decision: Retire | Restore | Drain | Resume | ForgetDrain) -> None:
-        actions = self.ports.actions
-        if isinstance(decision, Retire):
-            actions.retire(decision.unit, decision.reason, decision.check, decision.action)
-        elif isinstance(decision, Restore):
-            actions.restore(decision.unit)
-        elif isinstance(decision, Drain):
-            actions.drain(decision.reason, decision.action)
-        elif isinstance(decision, Resume):
-            actions.resume()
-        else:
-            actions.records.drop_drain()
-
 
 class _Counts:
     """What is counted from start to end."""
@@ -270,14 +237,13 @@ class _Counts:
     def __init__(self) -> None:
         self.xids: Counter[tuple[str, int]] = Counter()
         self.hook_events: Counter[str] = Counter()
-        self.decisions: Counter[tuple[str, str]] = Counter()
 
-    def frozen(self, dropped: int, source: GpuSource) -> Counters:
+    def frozen(self, dropped: int, decisions: Counter[tuple[str, str]], source: GpuSource) -> Counters:
         return Counters(
             dict(self.xids),
             dict(self.hook_events),
             dropped,
-            dict(self.decisions),
+            dict(decisions),
             getattr(source, "timeouts", 0),
             getattr(source, "crashes", 0),
             getattr(source, "abandoned", 0),

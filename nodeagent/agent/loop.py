@@ -15,8 +15,9 @@ from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.journal import Log
 from nodeagent.agent.notify import Notifier
 from nodeagent.clock import Clock
-from nodeagent.errors import ConfigError, NodeAgentError
+from nodeagent.errors import ConfigError, NodeAgentError, StateGone
 
+_MOST_FAILURES = 5  # cycles in a row that may fail before the watchdog is no longer fed
 _SHORTEST_PAUSE = 0.2  # seconds between cycles however many XIDs come
 
 
@@ -45,7 +46,7 @@ class Flags:
 class Agent:
     """Runs cycles until it is told to stop.
 
-    `reload` builds a new cycle from the configuration file, or raises ConfigError: then the old one goes on. `page`,
+    `reload` builds a new cycle from the configuration file, or raises: then the old one goes on. `page`,
     set before `run`, is started and stopped with it.
     """
 
@@ -64,11 +65,10 @@ class Agent:
         self._reload = reload
         self.page: Page | None = None
         self.flags = Flags()
+        self._failures = 0
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
-        self.cycle.begin()
-        self._start_page()
         awake, wake = socket.socketpair()
         awake.setblocking(False)
         wake.setblocking(False)
@@ -76,6 +76,8 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         try:
+            self.cycle.begin()
+            self._start_page()
             self._serve(awake)
         finally:
             self._notifier.stopping()
@@ -123,19 +125,24 @@ class Agent:
             self._do_reload()
         try:
             self.cycle.run()
+            self._failures = 0
+        except StateGone:
+            raise  # nothing that a further cycle could mend
         except Exception as error:  # noqa: BLE001  the loop's boundary: one bad cycle must not end the service
+            self._failures += 1
             if isinstance(error, (NodeAgentError, OSError)):
                 self._log.error("cycle_failed", why=str(error))
             else:
                 self._log.error("cycle_failed", why=repr(error), trace=traceback.format_exc())
-        self._notifier.alive()
+        if self._failures < _MOST_FAILURES:  # else the watchdog may try what a fresh start does
+            self._notifier.alive()
 
     def _do_reload(self) -> None:
         self._notifier.reloading(self._clock.monotonic())
         try:
             self.cycle = self._reload(self.cycle)
-        except ConfigError as error:
-            for problem in error.problems:
+        except (NodeAgentError, OSError) as error:
+            for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
                 self._log.error("config_refused", why=problem, note="the old configuration stays in force")
         else:
             self._log.info("config_reloaded", node=self.cycle.node)
@@ -160,7 +167,8 @@ class Agent:
                     elif self.cycle.witnessed():
                         selector.unregister(key.fileobj)
                         deadline = min(deadline, self._clock.monotonic() + _SHORTEST_PAUSE)
-                self._notifier.alive()
+                if self._failures < _MOST_FAILURES:
+                    self._notifier.alive()
 
 
 def _drain(awake: socket.socket) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Collection
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
 from nodeagent.cli.main import say
 from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
-from nodeagent.errors import UnitUnknown
+from nodeagent.errors import BadRequest, UnitUnknown, UnknownFormat, UntrustedFile
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.memory import Memory
 from nodeagent.health.verdict import Verdict, judge
 from nodeagent.lock.store import Store
-from nodeagent.lock.unit import is_unit
 from nodeagent.report import status_document
 from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.state.boot import boot_id
@@ -37,14 +37,31 @@ def open_state(config: Config, create: bool = False) -> Directory:
 def actions_of(config: Config) -> Actions:
     """Return the means to change things."""
     store = Store(open_state(config, create=True))
-    return Actions(store, Records(config.data_dir), scheduler_of(config), config.limits.max_drained)
+    boot = boot_id(config.roots.proc)
+    return Actions(store, Records(config.data_dir), scheduler_of(config), config.limits.max_drained, boot)
+
+
+def with_scheduler(config: Config) -> Config:
+    """Return the configuration if it names a scheduler.
+
+    Raises:
+        BadRequest: it does not: there is nothing to drain; single GPUs can be retired.
+
+    """
+    if config.scheduler.kind == "local":
+        raise BadRequest("scheduler.kind", "local", "a scheduler that a node can be drained in; use `retire`")
+    return config
 
 
 def status_of(config: Config, state: Directory | None) -> dict[str, Any]:
     """Return the `status` document of this moment; without a state directory nothing is known."""
     store = Store(state) if state is not None else None
+    try:
+        published = read_document(state, SNAPSHOT) if state is not None else None
+    except (UnknownFormat, UntrustedFile):  # of another release, or damaged: nothing is known
+        published = None
     return status_document(
-        read_document(state, SNAPSHOT) if state is not None else None,
+        published,
         store.owners() if store is not None else {},
         store.retired() if store is not None else {},
         time.monotonic(),
@@ -66,13 +83,17 @@ def look(config: Config) -> tuple[Verdict, NodeFacts]:
     return verdict, facts
 
 
-def unit_named(config: Config, name: str) -> str:
+def unit_named(config: Config, name: str, also: Collection[str] = ()) -> str:
     """Return the unit that a person means: a UUID, an unambiguous beginning of one, an index or a bus id.
+
+    `also` are units that count although no GPU answers to them any more: those that are locked, or retired.
 
     Raises:
         UnitUnknown: none, or more than one.
 
     """
+    if name in also:
+        return name
     try:
         gpus = status_of(config, open_state(config))["gpus"]
     except FileNotFoundError:
@@ -87,8 +108,6 @@ def unit_named(config: Config, name: str) -> str:
     ]
     if len(found) == 1:
         return found[0]
-    if not found and is_unit(name) and len(name) > 30:  # noqa: PLR2004  a full UUID, of a GPU that is gone
-        return name
     raise UnitUnknown(name)
 
 

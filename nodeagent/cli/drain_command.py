@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nodeagent.cli.context import actions_of, loaded
+from nodeagent.cli.context import actions_of, loaded, with_scheduler
 from nodeagent.cli.main import Exit, say
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.policy.decide import BY_ADMIN
@@ -19,6 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Drain the node, whatever the limit says; another's reason still stands above ours."""
     reason = REASON_PREFIX + " ".join(options.reason.split())
-    actions_of(loaded(options).config).drain(reason, RecoveryAction.NONE, BY_ADMIN, force=True)
+    actions = actions_of(with_scheduler(loaded(options).config))
+    actions.drain(reason, RecoveryAction.NONE, BY_ADMIN, force=True)
     say(f"drained: {reason}")
     return Exit.OK

@@ -20,6 +20,7 @@ from nodeagent.config.model import Config
 from nodeagent.config.values import duration
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import BadRequest, NodeAgentError, NodeUnfit
+from nodeagent.health.units import mig_instances
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.node import Node, last_word
 from nodeagent.lock.reconcile import gone
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise BadRequest("--wait", options.wait, f"a time: {error}") from error
     node = _node(loaded(options).config)
+    # Blocked until both sides have their handlers: a signal in between would leave the command without its parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGINT))
     child = os.fork()
     if child == 0:
         _become(node, options.count, wait, words)
@@ -64,7 +67,8 @@ def _node(config: Config) -> Node:
     verdict, fresh, _ = last_word(state, boot, config.hooks.verdict_max_age)
     if verdict is None or not fresh:
         seen, facts = look(config)
-        verdict = verdict_file(seen, facts, binds=bind_list(config.drivers, facts.driver))
+        binds = bind_list(config.drivers, facts.driver)
+        verdict = verdict_file(seen, facts, mig_instances(facts.gpus, {}), binds=binds)
     if verdict.node_state == FAILED:
         raise NodeUnfit(verdict.node_why)
     node = Node(state, boot, conf, verdict, True)
@@ -78,6 +82,9 @@ def _node(config: Config) -> Node:
 def _become(node: Node, count: int, wait: float, words: Sequence[str]) -> NoReturn:
     """Lock the GPUs as this process, then become the command."""
     status = int(Exit.SOFTWARE)
+    for number in (*_FORWARDED, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores the last two, which a command does not expect
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         assert node.verdict is not None and node.conf is not None  # noqa: S101, PT018  _node gave both
         job = str(os.getpid())
@@ -106,6 +113,7 @@ def _attend(node: Node, child: int) -> int:
     for number in _FORWARDED:
         signal.signal(number, lambda received, _: _pass_on(child, received))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the command decides
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _, status = os.waitpid(child, 0)
     assert node.conf is not None  # noqa: S101  _node gave it
     try:

@@ -6,7 +6,7 @@ import argparse
 import getpass
 import os
 
-from nodeagent.cli.context import actions_of, loaded, open_state, print_json, table, unit_named
+from nodeagent.cli.context import loaded, open_state, print_json, table, unit_named
 from nodeagent.cli.main import Exit, complain, config_anywhere, say
 from nodeagent.errors import BadRequest
 from nodeagent.hook.node import Node
@@ -61,13 +61,18 @@ def job_matches(what: str, owner: Owner) -> bool:
     """Say whether a job id as a person writes it, `[CLUSTER:]ID[.TASK]`, means this owner's job."""
     cluster, colon, rest = what.rpartition(":")
     job, _, task = rest.partition(".")
-    return owner.job == job and (not task or owner.task == task) and (not colon or owner.cluster == cluster)
+    return (
+        bool(job) and owner.job == job and (not task or owner.task == task) and (not colon or owner.cluster == cluster)
+    )
 
 
 def _release(options: argparse.Namespace) -> int:
     config = loaded(options).config
-    store = actions_of(config).store
-    unit = "" if options.job else unit_named(config, options.what)
+    state = open_state(config, create=True)
+    store = Store(state)
+    if options.job and not options.what.strip(":."):
+        raise BadRequest("--job", options.what, "a job id")
+    unit = "" if options.job else unit_named(config, options.what, store.owners())
     with store.exclusive():
         store.sweep()
         owners = store.owners()
@@ -82,7 +87,7 @@ def _release(options: argparse.Namespace) -> int:
         say(f"released {name} of {owner}")
     if freed:
         by = getpass.getuser()
-        events.append(open_state(config), "released_by_hand", units=" ".join(freed), user=by)
+        events.append(state, "released_by_hand", units=" ".join(freed), user=by)
         return Exit.OK
     complain(f"{options.what}: holds nothing")
     return Exit.DEGRADED

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -85,19 +86,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return Exit.OK
-    except NodeAgentError as error:
+        status = int(Exit.OK)
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:  # noqa: BLE001  the command's boundary: our own error has a status of its own
+        status = _report(error)
+    return status
+
+
+def _report(error: Exception) -> int:
+    """Say what went wrong and return the status that the contract has for it."""
+    if isinstance(error, NodeAgentError):
         complain(str(error))
         return error.exit_code
-    except PermissionError as error:
+    if isinstance(error, PermissionError):
         complain(f"{error.filename or 'this'}: {error.strerror}; try as root, or with a state_dir of your own")
         return Exit.NO_RIGHT
-    except OSError as error:
+    if isinstance(error, OSError):
         complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return Exit.UNAVAILABLE
-    except KeyboardInterrupt:
-        return 130
-    return status
+    complain(
+        "our own error, please report it: " + "".join(traceback.format_exception(None, error, error.__traceback__))
+    )
+    return Exit.SOFTWARE
 
 
 def complain(words: str) -> None:

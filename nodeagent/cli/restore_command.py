@@ -18,9 +18,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Restore the unit; exit 1 if it was not retired. A fault that persists retires it again."""
     config = loaded(options).config
-    unit = unit_named(config, options.unit)
-    restored = actions_of(config).restore(unit)
-    events.append(open_state(config), RESTORED_BY_HAND, units=unit)
+    actions = actions_of(config)
+    unit = unit_named(config, options.unit, actions.retired())
+    # Told first: an agent that has not forgotten what it held against the unit would retire it again.
+    if not events.append(open_state(config), RESTORED_BY_HAND, units=unit):
+        complain("the agent could not be told: it may retire the unit again (is the state directory full?)")
+    restored = actions.restore(unit)
     if restored:
         say(f"restored {unit}")
         return Exit.OK

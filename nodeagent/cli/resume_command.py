@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nodeagent.cli.context import actions_of, loaded
+from nodeagent.cli.context import actions_of, loaded, with_scheduler
 from nodeagent.cli.main import Exit, say
 
 
@@ -14,6 +14,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Resume the node. The agent drains it again if its fault persists."""
-    actions_of(loaded(options).config).resume()
+    actions_of(with_scheduler(loaded(options).config)).resume()
     say("resumed")
     return Exit.OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +21,16 @@ from nodeagent.clock import SystemClock
 from nodeagent.config.compile import compile_hook_conf
 from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
-from nodeagent.errors import AlreadyRunning, ConfigError
+from nodeagent.errors import AlreadyRunning, ConfigError, NoHookConf, UnknownFormat, UntrustedFile
 from nodeagent.gpu.probe import ProbeProcess
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import LOCKS, Store
 from nodeagent.metrics.server import MetricsServer, directory_version
 from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.snapshot import Snapshot
+from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
-from nodeagent.state.hook_conf import HOOK_CONF
+from nodeagent.state.hook_conf import HOOK_CONF, read_hook_conf
 from nodeagent.version import VERSION
 
 _RUNNING = "agent.lock"
@@ -40,21 +42,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve; exit 0 when told to stop."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     found = load(options.config)
     log = open_log(found.config.log.level)
     state = Directory(found.config.state_dir, create=True)
     _be_the_only_one(state)
-    _compile(found, state, log)
+    compiler = HookConfCompiler(found, state, log)
+    compiler()
     source = ProbeProcess(found.config)
-    cycle = Cycle(found.config, node_name(found.config), VERSION, _ports(found.config, state, source, log))
+    records = Records(found.config.data_dir)
+
+    def ports(config: Config, compiler: HookConfCompiler) -> Ports:
+        boot = boot_id(config.roots.proc)
+        scheduler = scheduler_of(config)
+        actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot)
+        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler)
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)
         _same_place(found, again)
-        _compile(again, state, log)
+        compiler = HookConfCompiler(again, state, log)
+        new = old.successor(again.config, ports(again.config, compiler))
+        compiler()  # last: hooks and agent change together or not at all
         source.timeout = again.config.probe_timeout
-        return old.successor(again.config, _ports(again.config, state, source, log))
+        return new
 
+    cycle = Cycle(found.config, node_name(found.config), VERSION, ports(found.config, compiler))
     agent = Agent(cycle, SystemClock(), log, Notifier(), reload)
     if found.config.listen != "none":
         agent.page = MetricsServer(found.config.listen, _Page(agent, found.config.state_dir))
@@ -69,7 +82,7 @@ def _same_place(old: Loaded, new: Loaded) -> None:
         ConfigError: such a setting was changed.
 
     """
-    fixed = ("state_dir", "data_dir", "node_name", "listen", "roots")
+    fixed = ("state_dir", "data_dir", "node_name", "listen", "roots", "log")
     changed = [key for key in fixed if getattr(old.config, key) != getattr(new.config, key)]
     if changed:
         raise ConfigError([f"{new.path}: {key}: cannot change while the agent runs; restart it" for key in changed])
@@ -90,17 +103,30 @@ def _be_the_only_one(state: Directory) -> None:
         raise AlreadyRunning(state.path) from error
 
 
-def _ports(config: Config, state: Directory, source: ProbeProcess, log: Log) -> Ports:
-    scheduler = scheduler_of(config)
-    actions = Actions(Store(state), Records(config.data_dir), scheduler, config.limits.max_drained)
-    return Ports(state, source, scheduler, actions, SystemClock(), log)
+class HookConfCompiler:
+    """Writes hook.conf; called again as long as the scheduler has not told all that hooks need."""
 
+    def __init__(self, found: Loaded, state: Directory, log: Log) -> None:
+        self._found = found
+        self._state = state
+        self._log = log
+        self._said: list[str] = []
+        self.complete = False
 
-def _compile(found: Loaded, state: Directory, log: Log) -> None:
-    conf, problems = compile_hook_conf(found)
-    state.replace(HOOK_CONF, conf.encode())
-    for problem in problems:
-        log.warning("hook_conf_incomplete", why=problem)
+    def __call__(self) -> None:
+        """Compile and write. What Slurm does not tell now is kept as it was told before."""
+        conf, problems = compile_hook_conf(self._found)
+        if problems and not conf.gres_minors:
+            try:
+                conf.gres_minors.update(read_hook_conf(self._state).gres_minors)
+            except (NoHookConf, UnknownFormat, UntrustedFile):
+                pass
+        self._state.replace(HOOK_CONF, conf.encode())
+        for problem in problems:
+            if problem not in self._said:
+                self._log.warning("hook_conf_incomplete", why=problem)
+        self._said = problems
+        self.complete = not problems
 
 
 class _Page:

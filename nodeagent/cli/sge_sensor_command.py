@@ -15,7 +15,7 @@ from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.lock.store import Store
 from nodeagent.scheduler.registry import node_name
 from nodeagent.state.boot import boot_id
-from nodeagent.state.verdict_file import DEGRADED, OK, UnitLine
+from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine
 
 _LONGEST_REASON = 200
 
@@ -30,19 +30,26 @@ def report(
     owners: Mapping[str, Owner],
     complex_name: str,
     trouble: str = "",
+    unfit: str = "",
 ) -> Iterator[str]:
     """Yield `name:value` of one report.
 
     `gpu` (whatever the site calls it) is the number of units while all are in service: Grid Engine itself subtracts
     what is in use, so the end of a job counts at once. As soon as one is retired, failed, unknown or held by hand it is
     the number of free healthy ones: the smaller of this and capacity minus use is what jobs are placed by. Without any
-    word of the agent's nothing is offered or withheld; `trouble` is what is amiss with that word.
+    word of the agent's nothing is offered or withheld; `trouble` is what is amiss with that word. A node that is
+    `unfit` as a whole offers none.
     """
+    if unfit:
+        yield f"{complex_name}:0"
+        yield f"gpu_faulty:{max(1, len(units))}"
+        yield f"gpu_reason:{one_word_line(unfit)}"
+        return
     faulty = [unit for unit in units if not _usable(unit, retired)]
-    out = {unit.unit: retired.get(unit.unit, {}).get("reason", unit.why) for unit in faulty}
+    out = {u.unit: (retired.get(u.unit) or retired.get(u.gpu) or {}).get("reason", u.why) for u in faulty}
     blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
     if out or blocked:
-        free = [unit for unit in units if unit.unit not in out and unit.unit not in owners]
+        free = [u for u in units if u.unit not in out and u.unit not in owners and u.gpu not in owners]
         yield f"{complex_name}:{len(free)}"
     elif units:
         yield f"{complex_name}:{len(units)}"
@@ -51,7 +58,7 @@ def report(
 
 
 def _usable(unit: UnitLine, retired: Mapping[str, Mapping[str, str]]) -> bool:
-    return unit.state in (OK, DEGRADED) and unit.unit not in retired
+    return unit.state in (OK, DEGRADED) and unit.unit not in retired and unit.gpu not in retired
 
 
 def one_word_line(words: str) -> str:
@@ -63,10 +70,15 @@ def one_word_line(words: str) -> str:
 def _values(config: Config) -> list[str]:
     state = open_state(config)
     try:
-        verdict, _, trouble = last_word(state, boot_id(config.roots.proc), config.hooks.verdict_max_age)
+        verdict, fresh, trouble = last_word(state, boot_id(config.roots.proc), config.hooks.verdict_max_age)
         store = Store(state)
         units = verdict.units if verdict is not None else ()
-        return list(report(units, store.retired(), store.owners(), config.scheduler.sge.complex, trouble))
+        bad = (
+            verdict is not None and fresh and (verdict.node_state == FAILED or (not units and verdict.node_state != OK))
+        )
+        unfit = (verdict.node_why or verdict.node_state) if bad and verdict is not None else ""
+        name = config.scheduler.sge.complex
+        return list(report(units, store.retired(), store.owners(), name, trouble, unfit))
     finally:
         state.close()
 

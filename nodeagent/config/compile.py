@@ -30,11 +30,17 @@ def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
         sge = config.scheduler.sge
         uids = _admin_uids(sge.admin_user, sge.root, sge.cell)
         settings["scheduler.sge.admin_uids"] = " ".join(map(str, uids))
-    sources = tuple(
+    sources = [
         Source(os.fspath(path), mtime_ns, len(data), hashlib.sha256(data).hexdigest())
         for path, mtime_ns, data in loaded.sources
-    )
-    return HookConf(settings, sources, gres), problems
+    ]
+    try:  # a file that is put there later changes the directory's time
+        directory = loaded.path.parent / "conf.d"
+        status = directory.stat()
+        sources.append(Source(os.fspath(directory), status.st_mtime_ns, status.st_size, ""))
+    except FileNotFoundError:
+        pass
+    return HookConf(settings, tuple(sources), gres), problems
 
 
 def hook_settings(config: Config) -> dict[str, str]:

@@ -31,6 +31,7 @@ def load(path: Path | None = None) -> Loaded:
     main = (path or Path(DEFAULT_CONFIG)).absolute()
     problems: list[str] = []
     found: dict[Key, Any] = {}
+    lines: dict[Key, str] = {}
     sources: list[tuple[Path, int, bytes]] = []
     for file in [main, *sorted((main.parent / "conf.d").glob("*.yaml"))]:
         try:
@@ -43,17 +44,19 @@ def load(path: Path | None = None) -> Loaded:
             problems.append(str(error) if isinstance(error, UntrustedFile) else f"{file}: {error.strerror}")
             continue
         sources.append((file, status.st_mtime_ns, data))
-        _read_file(file, data, file == main, found, problems)
+        _read_file(file, data, file == main, found, lines, problems)
     if problems:
         raise ConfigError(problems)
     config: Config = _build(Config, (), found)
-    problems = list(_whole(config, main))
+    problems = [f"{lines.get(key, main)}: {'.'.join(key)}: {what}" for key, what in _whole(config)]
     if problems:
         raise ConfigError(problems)
     return Loaded(config, main, tuple(sources))
 
 
-def _read_file(file: Path, data: bytes, is_main: bool, found: dict[Key, Any], problems: list[str]) -> None:
+def _read_file(
+    file: Path, data: bytes, is_main: bool, found: dict[Key, Any], lines: dict[Key, str], problems: list[str]
+) -> None:
     try:
         text = data.decode("utf-8")
         loader = yaml.SafeLoader(text)
@@ -72,6 +75,7 @@ def _read_file(file: Path, data: bytes, is_main: bool, found: dict[Key, Any], pr
         return
     walk = _Walk(file, loader, found, problems)
     walk.mapping(Config, root, ())
+    lines.update({key: f"{file}:{line}" for key, line in walk.mine.items()})
     if ("state_dir",) in walk.mine:
         if not is_main:
             line = walk.mine["state_dir",]
@@ -119,7 +123,7 @@ class _Walk:
             value = self.loader.construct_object(node, deep=True)
             self.found[at] = field.metadata["read"](value)
             self.mine[at] = node.start_mark.line + 1
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             said = getattr(node, "value", "")
             shown = f" (got {said[:60]!r})" if isinstance(said, str) else ""
             self._problem(node, at, f"{' '.join(str(error).split())}{shown}")
@@ -140,15 +144,14 @@ def _build(kind: Any, at: Key, found: dict[Key, Any]) -> Any:
     return kind(**values)
 
 
-def _whole(config: Config, main: Path) -> Iterator[str]:
-    """Yield what is wrong with settings taken together."""
+def _whole(config: Config) -> Iterator[tuple[Key, str]]:
+    """Yield what is wrong with settings taken together: the key and the words."""
     if config.state_dir == config.data_dir:
-        yield f"{main}: data_dir: wants a directory other than state_dir, which is gone at reboot"
-    if config.hooks.verdict_max_age < 2 * config.interval:
-        yield (
-            f"{main}: hooks.verdict_max_age: wants at least twice the interval"
-            f" ({config.hooks.verdict_max_age:g} s against {config.interval:g} s), or every verdict looks stale"
-        )
+        yield ("data_dir",), "wants a directory other than state_dir, which is gone at reboot"
+    age, interval = config.hooks.verdict_max_age, config.interval
+    if age < 2 * interval:
+        key = ("interval",) if age == Config().hooks.verdict_max_age else ("hooks", "verdict_max_age")
+        yield key, f"hooks.verdict_max_age ({age:g} s) wants to be twice the interval ({interval:g} s) or more"
 
 
 def flatten(config: Any, at: Key = (), hook_only: bool = False) -> Iterator[tuple[str, Any]]:

@@ -106,8 +106,8 @@ class Memory:
 def clear(memory: Memory, uuid: str) -> Memory:
     """Return the memory after an administrator's restore of that GPU.
 
-    Latched XIDs, ECC errors and strikes are forgotten; what is found anew counts again, and until `recover` clean
-    cycles have passed the unit stays what it is. A GPU that is no longer there is forgotten altogether.
+    All that is held against it is forgotten; what is found anew counts again. Were it kept until `recover` clean cycles
+    have passed, the agent would retire at once what was just restored. A GPU that is gone is forgotten altogether.
     """
     unit = memory.units.get(uuid)
     if unit is None:
@@ -116,8 +116,7 @@ def clear(memory: Memory, uuid: str) -> Memory:
     if unit.absent:
         del units[uuid]
     else:
-        standing = tuple(replace(one, clean=0) for one in unit.standing)
-        units[uuid] = replace(unit, latches=(), ecc=None, strikes={}, standing=standing)
+        units[uuid] = replace(unit, latches=(), ecc=None, strikes={}, standing=())
     return replace(memory, units=units)
 
 

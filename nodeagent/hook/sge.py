@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_COMPLEX = "gpu"
-_RERUNS = "reruns"
+RERUNS = "reruns."
 _QSTAT_TIMEOUT = 1.5
 
 
@@ -218,7 +218,7 @@ def _environment(
 
 
 def _rerun_name(owner: Owner) -> str:
-    return f"{_RERUNS}.{owner.job}.{owner.task}"
+    return f"{RERUNS}{owner.job}.{owner.task}"
 
 
 def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable) -> int:

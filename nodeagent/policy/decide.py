@@ -14,6 +14,8 @@ from nodeagent.state.verdict_file import FAILED, OK, UNKNOWN
 
 BY_AGENT = "agent"
 BY_ADMIN = "admin"
+UNRESPONSIVE = "driver-unresponsive"
+_WORDS = {action.word for action in RecoveryAction}
 _LONGEST_REASON = 300
 
 
@@ -52,24 +54,34 @@ class ForgetDrain:
     """The drain that is recorded as ours stands no more (somebody resumed the node): drop the record."""
 
 
-Decision = Union[Retire, Restore, Drain, Resume, ForgetDrain]
+@dataclass(frozen=True)
+class Raise:
+    """The node that we drained needs more than was known then: the record is to say so."""
+
+    action: RecoveryAction
+
+
+Decision = Union[Retire, Restore, Drain, Resume, ForgetDrain, Raise]
 
 
 @dataclass(frozen=True)
 class DrainRecord:
-    """A drain that this product made: `by` agent or admin, for which recovery action."""
+    """A drain that this product made: `by` agent or admin, for which recovery action, and what it closed."""
 
     reason: str
     action: RecoveryAction = RecoveryAction.NONE
     by: str = BY_AGENT
+    scope: str = ""
 
 
 def describe(unit: UnitVerdict) -> str:
-    """Return one line that names GPU, fault and recovery action, as it stands in reasons.
+    """Return one line that names GPU and fault: the evidence as people know it (index, bus id), the UUID to be sure."""
+    return f"{_evidence(unit.reasons)} ({unit.uuid})"
 
-    The evidence names the GPU as people know it (index, bus id); the UUID is what identifies it.
-    """
-    return f"{_evidence(unit.reasons)}; needs {unit.action.word} ({unit.uuid})"
+
+def needs(words: str, action: RecoveryAction) -> str:
+    """Return a reason with its recovery action at the end, where `adopted` reads it."""
+    return f"{words}; needs {action.word}"
 
 
 def _evidence(findings: tuple[Finding, ...]) -> str:
@@ -81,26 +93,53 @@ def _word(policy: Policy, action: RecoveryAction) -> str:
     return "tell" if action is RecoveryAction.NONE else str(getattr(policy, action.word))
 
 
-def wanted_drain(verdict: Verdict, policy: Policy, spares_units: bool) -> Drain | None:
-    """Return the drain that this verdict asks for, or None.
+def adopted(reason: str) -> DrainRecord | None:
+    """Return the record of a drain that stands with our reason and of which no record is left (a stateless node).
 
-    The node goes when the driver as a whole is unfit, when the policy says so for a fault, or when a unit ought to be
-    retired and the scheduler cannot spare a single one.
+    Only a reason that the agent itself wrote names the recovery action; an administrator's stays theirs.
     """
-    parts: list[tuple[str, RecoveryAction]] = []
+    word = reason.rpartition("; needs ")[2].partition(" ")[0]
+    if not reason.startswith(REASON_PREFIX) or word not in _WORDS:
+        return None
+    return DrainRecord(reason, RecoveryAction.of(word), scope="node")
+
+
+def _unfit(verdict: Verdict) -> tuple[tuple[Finding, ...], RecoveryAction]:
+    """Return what makes the driver as a whole unfit, and what it needs; nothing if it is fit."""
     if verdict.node_state == FAILED:
         grave = tuple(f for f in verdict.node_findings if f.severity >= Severity.ERROR)
-        action = max((f.action for f in grave), default=RecoveryAction.NONE)
-        if grave and _word(policy, action) != "tell":
-            parts.append((f"{_evidence(grave)}; needs {action.word}", action))
+        return grave, max((f.action for f in grave), default=RecoveryAction.NONE)
+    if verdict.node_state == UNKNOWN:  # NVML as a whole hangs: a job would hang in it as well
+        return tuple(f for f in verdict.node_findings if f.check == UNRESPONSIVE), RecoveryAction.REBOOT_NODE
+    return (), RecoveryAction.NONE
+
+
+def wanted_drain(
+    verdict: Verdict, policy: Policy, spares_units: bool, retired: Mapping[str, Mapping[str, str]]
+) -> Drain | None:
+    """Return the drain that this verdict asks for, or None.
+
+    The node goes when the driver as a whole is unfit, when the policy says so for a fault, or when a unit is retired,
+    or ought to be, and the scheduler cannot spare a single one.
+    """
+    parts: list[tuple[str, RecoveryAction]] = []
+    grave, action = _unfit(verdict)
+    if grave and _word(policy, action) != "tell":
+        parts.append((_evidence(grave), action))
+    for uuid, record in retired.items() if not spares_units else ():
+        if not any(unit.uuid == uuid and unit.state == FAILED for unit in verdict.units):
+            known = record.get("action", "")
+            asked = RecoveryAction.of(known) if known in _WORDS else RecoveryAction.NONE
+            parts.append((record.get("reason", uuid).partition("; needs ")[0], asked))
     for unit in verdict.units:
         word = _word(policy, unit.action) if unit.state == FAILED else "tell"
         if word == "drain" or (word == "retire" and not spares_units):
             parts.append((describe(unit), unit.action))
     if not parts:
         return None
-    reason = REASON_PREFIX + "; ".join(text for text, _ in parts)
-    return Drain(reason[:_LONGEST_REASON], max(action for _, action in parts))
+    action = max(action for _, action in parts)
+    words = "; ".join(" ".join(text.split()) for text, _ in parts)[:_LONGEST_REASON]
+    return Drain(needs(REASON_PREFIX + words, action), action)
 
 
 def decide_units(
@@ -114,7 +153,7 @@ def decide_units(
         record = retired.get(unit.uuid)
         if unit.state == FAILED and record is None and _word(policy, unit.action) != "tell":
             worst = unit.reasons[0].check if unit.reasons else ""
-            yield Retire(unit.uuid, describe(unit), worst, unit.action)
+            yield Retire(unit.uuid, needs(describe(unit), unit.action), worst, unit.action)
         elif record is not None and unit.state not in (FAILED, UNKNOWN) and record.get("by") == BY_AGENT:
             if record.get("action") != RecoveryAction.INSPECT_HARDWARE.word:
                 yield Restore(unit.uuid)
@@ -122,15 +161,17 @@ def decide_units(
 
 def decide_node(
     wanted: Drain | None, record: DrainRecord | None, node: NodeState, verdict: Verdict
-) -> Iterator[Drain | Resume | ForgetDrain]:
+) -> Iterator[Drain | Resume | ForgetDrain | Raise]:
     """Yield what to do with the node, given how the scheduler has it now.
 
     Never over somebody else's reason. Resumed is only what is recorded as ours, when nothing asks for the drain any
-    more and no unit is in doubt; never what an administrator drained, never after inspect_hardware.
+    more and no unit is in doubt; never what an administrator drained, never after inspect_hardware was asked for.
     """
     if wanted is not None:
         if not node.drained:
             yield wanted
+        elif record is not None and not node.foreign and wanted.action > record.action:
+            yield Raise(wanted.action)
         return
     if record is None:
         return

@@ -8,7 +8,8 @@ from nodeagent.scheduler.port import Fleet
 def most_drained(max_drained: str, nodes: int) -> int:
     """Return how many of `nodes` may be drained: `4`, or a share such as `10%`, rounded up and at least 1."""
     if max_drained.endswith("%"):
-        return max(1, -(-nodes * int(max_drained[:-1]) // 100)) if max_drained != "0%" else 0
+        share = int(max_drained[:-1])
+        return max(1, -(-nodes * share // 100)) if share else 0
     return int(max_drained)
 
 

@@ -22,11 +22,15 @@ class LocalScheduler:
         """See Scheduler."""
         return Fleet(1, 0)
 
-    def drain(self, reason: str) -> None:
+    def drain_scope(self) -> str:
+        """See Scheduler."""
+        return "node"
+
+    def drain(self, reason: str, scope: str) -> None:
         """See Scheduler: there is nobody to tell."""
         self._reason = reason
 
-    def resume(self) -> None:
+    def resume(self, scope: str) -> None:
         """See Scheduler: there is nobody to tell."""
         self._reason = ""
 

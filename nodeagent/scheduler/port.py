@@ -10,7 +10,7 @@ REASON_PREFIX = "gpu-nodeagent/1: "
 
 @dataclass(frozen=True)
 class NodeState:
-    """Whether the scheduler sends jobs to this node.
+    """Whether the scheduler sends jobs to this node: `drained` also when it is down or has failed.
 
     `reason` is what stands there now, ours or somebody else's; None where the scheduler keeps no reasons.
     """
@@ -45,11 +45,14 @@ class Scheduler(Protocol):
     def fleet(self) -> Fleet:
         """Count the nodes that share this node's limit."""
 
-    def drain(self, reason: str) -> None:
+    def drain_scope(self) -> str:
+        """Return what a drain would close now, in the scheduler's own words: what a later `resume` may open again."""
+
+    def drain(self, reason: str, scope: str) -> None:
         """Let running jobs end and start no new ones. The caller has looked at `node_state` just before."""
 
-    def resume(self) -> None:
-        """Take jobs again."""
+    def resume(self, scope: str) -> None:
+        """Take jobs again: open what `drain` of that scope closed, and nothing that others closed."""
 
     def gres_minors(self) -> dict[int, int]:
         """Return Slurm's GRES index -> device minor map; empty for others."""

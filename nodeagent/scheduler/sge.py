@@ -33,32 +33,46 @@ class SgeScheduler:
     def _run(self, program: str, *arguments: str) -> str:
         return self._runner((f"{self._sge.bin_dir}/{program}", *arguments), sge_environment(self._sge), self._timeout)
 
-    def _hosts(self, *selection: str) -> set[str]:
-        """Return the hosts of the queue instances that `qselect` finds; it leaves with 1 and no word where none is."""
+    def _queues(self, *selection: str) -> set[str]:
+        """Return the queue instances that `qselect` finds; it leaves with 1 and no word where none is."""
         try:
             said = self._run("qselect", *selection)
         except CommandFailed as error:
             if error.status == 1 and not error.output:
                 return set()
             raise
-        return {line.partition("@")[2].strip() for line in said.splitlines() if "@" in line}
+        return {line.strip() for line in said.splitlines() if "@" in line}
+
+    def _open(self) -> set[str]:
+        mine = ("-q", f"*@{self._node}")
+        return self._queues(*mine) - self._queues("-qs", "d", *mine)
 
     def node_state(self) -> NodeState:
-        """See Scheduler. Grid Engine keeps no reason for a disabled queue."""
-        return NodeState(bool(self._hosts("-qs", "d", "-q", f"*@{self._node}")), None)
+        """See Scheduler: drained when no queue instance of the host is enabled. No reason is kept for that."""
+        return NodeState(not self._open(), None)
 
     def fleet(self) -> Fleet:
         """See Scheduler: every host with a disabled queue counts as ours, as Grid Engine does not say whose it is."""
-        return Fleet(len(self._hosts()), len(self._hosts("-qs", "d")))
+        return Fleet(len(_hosts(self._queues())), len(_hosts(self._queues("-qs", "d"))))
 
-    def drain(self, reason: str) -> None:
-        """See Scheduler: disable every queue instance of the host; the agent and the load sensor keep the reason."""
-        self._run("qmod", "-d", f"*@{self._node}")
+    def drain_scope(self) -> str:
+        """See Scheduler: the queue instances of the host that are enabled now."""
+        return " ".join(sorted(self._open()))
 
-    def resume(self) -> None:
-        """See Scheduler."""
-        self._run("qmod", "-e", f"*@{self._node}")
+    def drain(self, reason: str, scope: str) -> None:
+        """See Scheduler: disable those queue instances; the agent and the load sensor keep the reason."""
+        if scope:
+            self._run("qmod", "-d", *scope.split())
+
+    def resume(self, scope: str) -> None:
+        """See Scheduler: what an administrator disabled stays disabled."""
+        if scope:
+            self._run("qmod", "-e", *scope.split())
 
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""
         return {}
+
+
+def _hosts(queues: set[str]) -> set[str]:
+    return {queue.partition("@")[2] for queue in queues}

@@ -8,10 +8,12 @@ import stat
 from collections.abc import Iterator
 
 from nodeagent.config.model import Config
+from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
 
 _MARK = "@@"
+_OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
@@ -37,10 +39,11 @@ class SlurmScheduler:
 
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
-        said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-n", self._node, "-o", f"{_MARK}%T|%E")
-        for state, reason in _records(said, 2):
-            return NodeState("drain" in state.lower(), "" if reason == "none" else reason)
-        return NodeState(False)
+        argv = (f"{self._bin}/sinfo", "-N", "-h", "-a", "-n", self._node, "-o", f"{_MARK}%T|%E")
+        for state, reason in _records(self._run(*argv), 2):
+            out = any(word in state.lower() for word in _OUT)
+            return NodeState(out, "" if reason == "none" else reason)
+        raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
     def fleet(self) -> Fleet:
         """See Scheduler: the nodes of this node's partitions."""
@@ -51,11 +54,15 @@ class SlurmScheduler:
         ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
         return Fleet(len(nodes), ours)
 
-    def drain(self, reason: str) -> None:
+    def drain_scope(self) -> str:
+        """See Scheduler."""
+        return "node"
+
+    def drain(self, reason: str, scope: str) -> None:
         """See Scheduler."""
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
 
-    def resume(self) -> None:
+    def resume(self, scope: str) -> None:
         """See Scheduler."""
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nodeagent.errors import UnknownFormat, UntrustedFile
+from nodeagent.errors import UnknownFormat
 from nodeagent.state.files import FORMAT_LINE, Directory, decode_lines
 
 SNAPSHOT = "snapshot"
@@ -19,9 +19,20 @@ def write_document(state: Directory, name: str, document: Mapping[str, Any]) -> 
 
 
 def read_document(state: Directory, name: str) -> dict[str, Any] | None:
-    """Return a document, or None if there is none that can be read and trusted."""
+    """Return a document, None if there is none.
+
+    Raises:
+        UnknownFormat, UntrustedFile: there is one that cannot be read or believed.
+
+    """
     try:
-        found = json.loads("\n".join(decode_lines(name, state.read(name))))
-    except (OSError, UnknownFormat, UntrustedFile, ValueError):
+        text = state.read(name)
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) else None
+    try:
+        found = json.loads("\n".join(decode_lines(name, text)))
+    except ValueError as error:
+        raise UnknownFormat(name, str(error)) from error
+    if not isinstance(found, dict):
+        raise UnknownFormat(name, "no JSON object")
+    return found

@@ -113,7 +113,8 @@ def test_hooks_find_the_state_directory_as_the_loader_does(place: Path, text: st
 
 def test_settings_that_contradict_each_other(place: Path) -> None:
     assert "data_dir" in problems(place, "state_dir: /run/x\ndata_dir: /run/x\n")[0]
-    assert "verdict_max_age" in problems(place, "interval: 60s\n")[0]
+    [problem] = problems(place, "\ninterval: 60s\n")
+    assert problem.startswith(f"{place}/config.yaml:2: interval: hooks.verdict_max_age")
 
 
 def test_a_file_that_others_can_write_is_refused_in_one_line(place: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from nodeagent.agent.actions import Actions, DrainRefused, Records
 from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
 from nodeagent.config.model import Config, Health, Limits, Policy
-from nodeagent.errors import CommandFailed
+from nodeagent.errors import CommandFailed, StateGone
+from nodeagent.gpu.facts import MigInstance
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
@@ -48,6 +51,8 @@ class FakeScheduler:
         self.others = Fleet(10, 0)
         self.asked = 0
         self.broken = False
+        self.late = False
+        self.drains = 0
 
     def node_state(self) -> NodeState:
         self.asked += 1
@@ -58,14 +63,32 @@ class FakeScheduler:
     def fleet(self) -> Fleet:
         return self.others
 
-    def drain(self, reason: str) -> None:
+    def drain_scope(self) -> str:
+        return "node"
+
+    def drain(self, reason: str, scope: str) -> None:
+        assert scope == "node"
+        self.drains += 1
+        if self.late:  # it takes effect, and the answer comes too late
+            self.state = NodeState(True, reason)
+            raise CommandFailed(["/usr/bin/scontrol"], None, "")
         self.state = NodeState(True, reason)
 
-    def resume(self) -> None:
+    def resume(self, scope: str) -> None:
+        assert scope == "node"
         self.state = NodeState(False)
 
     def gres_minors(self) -> dict[int, int]:
         return {}
+
+
+class FakeHookConf:
+    """Nothing to compile."""
+
+    complete = True
+
+    def __call__(self) -> None:
+        raise AssertionError("nothing to compile")
 
 
 class FakeLog:
@@ -98,8 +121,8 @@ class Bench:
     def new_cycle(self) -> Cycle:
         """A cycle as after a start of the agent: it knows only what is in files."""
         records = Records(str(self.directory / "data"))
-        actions = Actions(self.store, records, self.scheduler, self.config.limits.max_drained)
-        ports = Ports(self.state, self.source, self.scheduler, actions, self.clock, self.log)
+        actions = Actions(self.store, records, self.scheduler, self.config.limits.max_drained, self.source.boot_id)
+        ports = Ports(self.state, self.source, self.scheduler, actions, self.clock, self.log, FakeHookConf())
         cycle = Cycle(self.config, "n1", "1.0", ports)
         cycle.begin()
         return cycle
@@ -132,7 +155,8 @@ def test_a_healthy_node_is_told_to_hooks_and_asks_nobody(bench: Bench) -> None:
         (bench.uuid(i), i, i, "OK") for i in range(4)
     ]
     assert (verdict.node_state, verdict.interval, verdict.driver) == ("OK", 10.0, "550.54.15")
-    assert bench.scheduler.asked == 0
+    bench.run(20)
+    assert bench.scheduler.asked == 1, "once at the start, whether a drain of ours stands"
     assert bench.log.lines == []
 
 
@@ -232,7 +256,7 @@ def test_the_limit_refuses_and_the_refusal_is_told_once(tmp_path: Path) -> None:
     bench.run(30)
     assert not bench.scheduler.state.drained
     assert bench.log.kinds().count("drain_refused") == 1
-    assert bench.scheduler.asked <= 12, "the controller is asked seldom while nothing changes"
+    assert bench.scheduler.asked <= 14, "the controller is asked seldom while nothing changes"
     bench.scheduler.others = Fleet(10, 1)
     bench.run(7)
     assert bench.scheduler.state.drained
@@ -286,7 +310,7 @@ def test_a_drain_by_hand_is_forced_over_the_limit_but_not_over_anothers_reason(s
         actions.drain("gpu-nodeagent/1: x", RecoveryAction.NONE)
     assert actions.records.drain() is None
     actions.drain("gpu-nodeagent/1: x", RecoveryAction.NONE, BY_ADMIN, force=True)
-    assert actions.records.drain() == DrainRecord("gpu-nodeagent/1: x", RecoveryAction.NONE, BY_ADMIN)
+    assert actions.records.drain() == DrainRecord("gpu-nodeagent/1: x", RecoveryAction.NONE, BY_ADMIN, "node")
     slurmish.run(20)
     assert slurmish.scheduler.state.drained, "the agent never takes an administrator's drain back"
     slurmish.scheduler.state = NodeState(True, "fan is loud")
@@ -376,3 +400,173 @@ def test_an_xid_taken_up_between_cycles_is_judged_in_the_next(bench: Bench) -> N
     assert not bench.cycle.witnessed()
     assert bench.cycle.snapshot is not None
     assert bench.cycle.snapshot.counters.xids == {(bench.uuid(2), 79): 1}
+
+
+def test_what_is_known_outlives_an_agent_that_dies_while_it_acts(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.source.xid(0, 79)
+
+    def die() -> NodeState:
+        raise KeyboardInterrupt
+
+    slurmish.scheduler.node_state = die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        slurmish.run()
+    del slurmish.scheduler.node_state  # type: ignore[method-assign]
+    slurmish.cycle = slurmish.new_cycle()
+    slurmish.run(10)
+    assert list(slurmish.store.retired()) == [slurmish.uuid(0)]
+
+
+@pytest.mark.parametrize("damage", ["format=2\n{}\n", "format=1\nnot json\n", "format=1\n[]\n"])
+def test_a_memory_that_cannot_be_read_brings_nothing_back_in_the_same_boot(bench: Bench, damage: str) -> None:
+    bench.run()
+    bench.source.xid(0, 79)
+    bench.run()
+    bench.state.replace("memory", damage)
+    bench.cycle = bench.new_cycle()
+    bench.run(10)
+    assert list(bench.store.retired()) == [bench.uuid(0)]
+    assert "memory_unreadable" in bench.log.kinds()
+
+
+def test_after_a_reboot_a_unit_comes_back_only_after_a_retest(bench: Bench) -> None:
+    bench.run()
+    bench.source.xid(0, 79)
+    bench.run()
+    bench.state.remove("memory")
+    bench.source.boot_id = "boot-2"
+    bench.cycle = bench.new_cycle()
+    bench.run(2)
+    assert list(bench.store.retired()) == [bench.uuid(0)]
+    bench.run(1)
+    assert bench.store.retired() == {}
+
+
+def test_a_drain_whose_answer_came_too_late_is_ours_all_the_same(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.scheduler.late = True
+    slurmish.source.lose(1)
+    slurmish.run()
+    assert slurmish.scheduler.state.drained
+    slurmish.scheduler.late = False
+    slurmish.source.heal()
+    slurmish.run(10)
+    assert slurmish.scheduler.state == NodeState(False)
+
+
+def test_a_full_disk_keeps_no_dying_gpu_in_service(slurmish: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurmish.run()
+    real = Directory.replace
+
+    def full(self: Directory, name: str, text: str, durable: bool = False, mode: int = 0o644) -> None:
+        if "/data" in self.path:
+            raise OSError(28, "No space left on device")
+        real(self, name, text, durable, mode)
+
+    monkeypatch.setattr(Directory, "replace", full)
+    slurmish.source.lose(1)
+    slurmish.run(2)
+    assert list(slurmish.store.retired()) == [slurmish.uuid(1)]
+    assert slurmish.scheduler.state.drained
+    assert "not_recorded" in slurmish.log.kinds()
+    monkeypatch.undo()
+    slurmish.run()
+    assert list(slurmish.cycle.ports.actions.records.retired()) == [slurmish.uuid(1)]
+
+
+def test_state_and_record_of_retirements_are_made_equal_again(bench: Bench) -> None:
+    bench.run()
+    records = bench.cycle.ports.actions.records
+    records.put_retired(bench.uuid(0), {"by": BY_ADMIN, "reason": "half done"})
+    with bench.store.exclusive():
+        bench.store.retire(bench.uuid(1), [("by", BY_ADMIN)])
+    bench.run()
+    assert list(bench.store.retired()) == list(records.retired()) == [bench.uuid(0)]
+
+
+def test_a_unit_retired_by_hand_takes_a_node_out_that_cannot_spare_it_and_brings_it_back(slurmish: Bench) -> None:
+    slurmish.run(5)
+    slurmish.cycle.ports.actions.retire(slurmish.uuid(2), "loose cable", "x", RecoveryAction.NONE, BY_ADMIN)
+    slurmish.run()
+    assert "loose cable" in str(slurmish.scheduler.state.reason)
+    slurmish.cycle.ports.actions.restore(slurmish.uuid(2))
+    slurmish.run()
+    assert slurmish.scheduler.state == NodeState(False)
+
+
+def test_a_drain_of_ours_without_a_record_is_taken_up_and_an_administrators_is_not(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for reason, drained in (
+        ("gpu-nodeagent/1: GPU 1 lost; needs reboot_node", False),
+        ("gpu-nodeagent/1: by hand", True),
+        ("gpu-nodeagent/1: GPU 1 smokes; needs inspect_hardware", True),
+        ("fan; needs reboot_node", True),
+    ):
+        place = tmp_path / str(len(reason))
+        place.mkdir(mode=0o755)
+        bench = Bench(place, spares_units=False)
+        bench.scheduler.state = NodeState(True, reason)
+        bench.run(20)
+        assert bench.scheduler.state.drained is drained, reason
+
+
+def test_a_graver_fault_found_later_keeps_the_node_for_inspection(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.source.lose(1)
+    slurmish.run()
+    slurmish.source.xid(0, 54)
+    slurmish.run(8)
+    record = slurmish.cycle.ports.actions.records.drain()
+    assert record is not None and record.action is RecoveryAction.INSPECT_HARDWARE
+
+
+def test_a_driver_that_hangs_as_a_whole_takes_the_node_out(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.source.hang()
+    slurmish.run(3)
+    assert slurmish.scheduler.state.drained
+    slurmish.source.heal()
+    slurmish.run(10)
+    assert slurmish.scheduler.state == NodeState(False)
+
+
+def test_under_dry_run_hooks_are_told_of_no_failure_and_each_decision_is_said_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, spares_units=False, policy=Policy(dry_run=True))
+    bench.run()
+    bench.source.lose(1)
+    bench.run(5)
+    assert [unit.state for unit in read_verdict(bench.state).units] == ["OK", "DEGRADED", "OK", "OK"]
+    assert bench.log.kinds().count("retire") == bench.log.kinds().count("drain") == 1
+
+
+def test_a_short_sweep_does_not_turn_a_gpu_in_mig_mode_into_a_whole_one(bench: Bench) -> None:
+    instances = tuple(MigInstance(f"MIG-{i:08x}-0000-4000-8000-000000000000", i, 0) for i in range(2))
+    bench.source.set(3, mig_enabled=True, mig=instances)
+    bench.run()
+    names = [unit.unit for unit in read_verdict(bench.state).units]
+    assert names == [bench.uuid(0), bench.uuid(1), bench.uuid(2), *(instance.uuid for instance in instances)]
+    assert {unit.gpu for unit in read_verdict(bench.state).units[3:]} == {bench.uuid(3)}
+    bench.source.hang(1)
+    bench.run()
+    assert [unit.unit for unit in read_verdict(bench.state).units] == names
+    bench.source.heal()
+    bench.source.set(3, mig_enabled=True, mig=())
+    bench.run()
+    assert [unit.unit for unit in read_verdict(bench.state).units] == names[:3]
+
+
+def test_a_state_directory_that_was_removed_ends_the_agent(bench: Bench) -> None:
+    bench.run()
+    shutil.rmtree(bench.directory / "state")
+    with pytest.raises(StateGone):
+        bench.run()
+
+
+def test_counters_of_jobs_that_were_sent_back_are_forgotten_after_a_day(bench: Bench) -> None:
+    bench.state.replace("reruns.1.", "..")
+    bench.state.replace("reruns.2.", "..")
+    os.utime(bench.directory / "state" / "reruns.1.", (0, 0))
+    bench.run(7)
+    assert [name for name in bench.state.names() if name.startswith("reruns")] == ["reruns.2."]

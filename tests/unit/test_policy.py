@@ -16,6 +16,7 @@ from nodeagent.policy.decide import (
     decide_node,
     decide_units,
     describe,
+    needs,
     wanted_drain,
 )
 from nodeagent.policy.limits import may_drain, most_drained
@@ -34,8 +35,8 @@ def verdict(*units: UnitVerdict, node: str = "OK", findings: tuple[Finding, ...]
 
 
 def test_a_reason_names_gpu_fault_and_action_on_one_line() -> None:
-    words = describe(unit())
-    assert "GPU 3 0000:3b:00.0" in words and "79" in words and "reset_gpu" in words and "GPU-a" in words
+    words = needs(describe(unit()), unit().action)
+    assert "GPU 3 0000:3b:00.0" in words and "79" in words and words.endswith("; needs reset_gpu") and "GPU-a" in words
     assert "\n" not in words
 
 
@@ -64,26 +65,26 @@ def test_a_retired_unit_comes_back_when_well_and_only_what_the_agent_retired() -
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_unit_that_the_scheduler_cannot_spare_drains_the_node(action: RecoveryAction) -> None:
     failed = verdict(unit(action=action))
-    assert wanted_drain(failed, Policy(), spares_units=True) is None
-    drain = wanted_drain(failed, Policy(), spares_units=False)
+    assert wanted_drain(failed, Policy(), spares_units=True, retired={}) is None
+    drain = wanted_drain(failed, Policy(), spares_units=False, retired={})
     assert drain is not None and drain.reason.startswith("gpu-nodeagent/1: ") and drain.action is action
 
 
 def test_a_policy_of_drain_drains_wherever_it_is() -> None:
-    assert wanted_drain(verdict(unit()), Policy(reset_gpu="drain"), spares_units=True) is not None
-    assert wanted_drain(verdict(unit()), Policy(reset_gpu="tell"), spares_units=False) is None
+    assert wanted_drain(verdict(unit()), Policy(reset_gpu="drain"), spares_units=True, retired={}) is not None
+    assert wanted_drain(verdict(unit()), Policy(reset_gpu="tell"), spares_units=False, retired={}) is None
 
 
 def test_an_unfit_driver_drains_the_node() -> None:
     finding = Finding("driver-init", "", Severity.ERROR, "versions differ", RecoveryAction.REBOOT_NODE)
-    drain = wanted_drain(verdict(node="FAILED", findings=(finding,)), Policy(), spares_units=True)
+    drain = wanted_drain(verdict(node="FAILED", findings=(finding,)), Policy(), spares_units=True, retired={})
     assert drain == Drain("gpu-nodeagent/1: versions differ; needs reboot_node", RecoveryAction.REBOOT_NODE)
-    assert wanted_drain(verdict(node="UNKNOWN"), Policy(), spares_units=True) is None
+    assert wanted_drain(verdict(node="UNKNOWN"), Policy(), spares_units=True, retired={}) is None
 
 
 def test_a_reason_of_many_faults_stays_short() -> None:
-    drain = wanted_drain(verdict(*[unit()] * 16), Policy(), spares_units=False)
-    assert drain is not None and len(drain.reason) <= 300
+    drain = wanted_drain(verdict(*[unit()] * 16), Policy(), spares_units=False, retired={})
+    assert drain is not None and len(drain.reason) <= 350
 
 
 DRAIN = Drain("gpu-nodeagent/1: x", RecoveryAction.RESET_GPU)

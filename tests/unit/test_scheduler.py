@@ -50,14 +50,19 @@ def slurm(**answers: str) -> "tuple[SlurmScheduler, Answers]":
         ("@@drained|fan | loud\n", NodeState(True, "fan | loud")),
         ("@@draining|two\nlines\n", NodeState(True, "two\nlines")),
         ("@@drained*|gpu-nodeagent/1: x\n", NodeState(True, "gpu-nodeagent/1: x")),
-        ("@@down|not responding\n", NodeState(False, "not responding")),
-        ("", NodeState(False)),
+        ("@@down*|PSU swap on Tuesday\n", NodeState(True, "PSU swap on Tuesday")),
+        ("@@failing|disk\n", NodeState(True, "disk")),
     ],
 )
 def test_slurms_word_on_a_node(said: str, state: NodeState) -> None:
     scheduler, runner = slurm(sinfo=said)
     assert scheduler.node_state() == state
     assert runner.environment == {"SLURM_CONF": "/etc/s.conf"}
+
+
+def test_a_node_that_slurm_does_not_know_is_an_error_not_an_idle_one() -> None:
+    with pytest.raises(CommandFailed, match="node_name"):
+        slurm(sinfo="")[0].node_state()
 
 
 def test_whose_reason_it_is() -> None:
@@ -79,8 +84,8 @@ def test_the_fleet_is_the_nodes_of_our_partitions_each_once() -> None:
 
 def test_draining_names_the_node_and_keeps_the_reason_in_one_word() -> None:
     scheduler, runner = slurm(scontrol="")
-    scheduler.drain("gpu-nodeagent/1: GPU 1; rm -rf /")
-    scheduler.resume()
+    scheduler.drain("gpu-nodeagent/1: GPU 1; rm -rf /", scheduler.drain_scope())
+    scheduler.resume("node")
     assert runner.asked == [
         ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", "reason=gpu-nodeagent/1: GPU 1; rm -rf /"),
         ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume"),
@@ -116,19 +121,57 @@ def sge(**answers: "str | CommandFailed") -> "tuple[SgeScheduler, Answers]":
     return SgeScheduler(Config(), "h1", runner), runner
 
 
+class Queues:
+    """A runner that answers as qselect and qmod do, for queue instances and those of them that are disabled."""
+
+    def __init__(self, instances: "set[str]", disabled: "set[str]") -> None:
+        self.instances = instances
+        self.disabled = disabled
+        self.environment: Mapping[str, str] = {}
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        environment: "Mapping[str, str] | None" = None,
+        timeout: float = 5.0,
+        complaints: bool = False,
+    ) -> str:
+        program, words = argv[0].rpartition("/")[2], list(argv[1:])
+        self.environment = environment or {}
+        if program == "qmod":
+            (self.disabled.update if words[0] == "-d" else self.disabled.difference_update)(words[1:])
+            return ""
+        found = self.disabled if "-qs" in words else self.instances
+        if "-q" in words:
+            host = words[words.index("-q") + 1].partition("@")[2]
+            found = {queue for queue in found if queue.endswith(f"@{host}")}
+        if not found:
+            raise CommandFailed(argv, 1, "")
+        return "".join(f"{queue}\n" for queue in sorted(found))
+
+
 def test_grid_engine_is_asked_in_its_own_environment_only() -> None:
-    scheduler, runner = sge(qmod="")
-    scheduler.drain("gpu-nodeagent/1: x")
-    scheduler.resume()
-    assert [tuple(asked)[1:] for asked in runner.asked] == [("-d", "*@h1"), ("-e", "*@h1")]
+    runner = Queues({"all.q@h1"}, set())
+    SgeScheduler(Config(), "h1", runner).node_state()
     assert runner.environment == {"SGE_ROOT": "/var/lib/gridengine", "SGE_CELL": "default", "SGE_ARCH": "lx-amd64"}
 
 
-def test_a_disabled_host_and_none() -> None:
-    assert sge(qselect="all.q@h1\n")[0].node_state() == NodeState(True, None)
-    nothing = CommandFailed(["qselect"], 1, "")
-    assert sge(qselect=nothing)[0].node_state() == NodeState(False, None)
-    assert sge(qselect="a.q@h1\nb.q@h1\na.q@h2\n")[0].fleet() == Fleet(2, 2)
+def test_a_host_is_out_when_all_its_queues_are() -> None:
+    queues = {"all.q@h1", "short.q@h1", "all.q@h2"}
+    for disabled, out in ((set(), False), ({"short.q@h1"}, False), ({"all.q@h1", "short.q@h1"}, True)):
+        scheduler = SgeScheduler(Config(), "h1", Queues(queues, set(disabled)))
+        assert scheduler.node_state() == NodeState(out, None)
+    assert SgeScheduler(Config(), "h1", Queues(queues, {"short.q@h1"})).fleet() == Fleet(2, 1)
+
+
+def test_what_an_administrator_disabled_stays_disabled() -> None:
+    runner = Queues({"all.q@h1", "short.q@h1", "all.q@h2"}, {"short.q@h1"})
+    scheduler = SgeScheduler(Config(), "h1", runner)
+    scope = scheduler.drain_scope()
+    scheduler.drain("gpu-nodeagent/1: x", scope)
+    assert runner.disabled == {"all.q@h1", "short.q@h1"}
+    scheduler.resume(scope)
+    assert runner.disabled == {"short.q@h1"}
 
 
 def test_a_qmaster_that_does_not_answer_is_not_an_idle_one() -> None:

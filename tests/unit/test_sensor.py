@@ -49,6 +49,12 @@ def test_without_any_word_of_the_agents_nothing_is_offered_or_withheld_and_it_is
     assert values("OK", trouble="the last word is 90 s old")["gpu"] == "1"
 
 
+def test_a_node_that_is_unfit_as_a_whole_offers_nothing() -> None:
+    for lines in (units("OK", "OK"), ()):
+        found = dict(line.split(":", 1) for line in report(lines, {}, {}, "gpu", unfit="versions differ"))
+        assert found == {"gpu": "0", "gpu_faulty": str(max(1, len(lines))), "gpu_reason": "versions differ"}
+
+
 def test_a_reason_fits_the_protocol_whatever_is_in_it() -> None:
     assert one_word_line("a:b,c\nbegin\nhost:gpu:9\nend") == "a b c begin host gpu 9 end"
     assert len(one_word_line("x" * 1000)) == 200

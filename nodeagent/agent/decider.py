@@ -1,0 +1,180 @@
+"""From a verdict to what is done about it: asks the scheduler seldom, carries decisions out, counts and says them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+from nodeagent.agent.actions import Actions, DrainRefused, NotRecorded
+from nodeagent.agent.journal import Log
+from nodeagent.clock import Clock
+from nodeagent.config.model import Config
+from nodeagent.errors import NodeAgentError
+from nodeagent.health.verdict import Verdict
+from nodeagent.policy.decide import (
+    Decision,
+    Drain,
+    DrainRecord,
+    ForgetDrain,
+    Raise,
+    Restore,
+    Resume,
+    Retire,
+    adopted,
+    decide_node,
+    decide_units,
+    wanted_drain,
+)
+
+ASK_AGAIN = 6
+"""Cycles between two looks at the scheduler while nothing changes: a thousand nodes may be in this state at once."""
+
+
+class Decider:
+    """Acts on verdicts. Remembers what it has asked and said, and how long it has been looking."""
+
+    def __init__(self, config: Config, actions: Actions, clock: Clock, log: Log) -> None:
+        self.config = config
+        self.actions = actions
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.memory_lost = False
+        """Set when what was known in this boot was lost: then nothing that was retired in it comes back by itself."""
+        self._clock = clock
+        self._log = log
+        self._cycles = 0
+        self._asked: tuple[object, float] = (None, float("-inf"))
+        self._adopted = False
+        self._refusal = ""
+        self._said: set[Decision] = set()
+
+    def successor(self, config: Config, actions: Actions) -> Decider:
+        """Return the one that goes on with another configuration."""
+        new = Decider(config, actions, self._clock, self._log)
+        new.counts, new.memory_lost, new._cycles, new._adopted = (
+            self.counts,
+            self.memory_lost,
+            self._cycles,
+            self._adopted,
+        )
+        return new
+
+    def act(self, verdict: Verdict) -> None:
+        """Do what the verdict asks for; what fails is tried again in a later cycle."""
+        self._cycles += 1
+        self._attempt("publish_retired", self.actions.publish_retired)
+        retired = self.actions.retired()
+        due: set[Decision] = set()
+        for decision in decide_units(verdict, retired, self.config.policy):
+            if not isinstance(decision, Restore) or self._may_return(verdict, retired[decision.unit]):
+                due.add(decision)
+                self._do(decision)
+        due.update(self._act_on_node(verdict))
+        self._said &= due
+
+    def _may_return(self, verdict: Verdict, record: Mapping[str, str]) -> bool:
+        """Say whether a unit that looks well may come back: looked at often enough, and nothing about it forgotten."""
+        if self.memory_lost and record.get("boot_id") == verdict.boot_id:
+            return False
+        return self._cycles > self.config.health.recover
+
+    def _act_on_node(self, verdict: Verdict) -> Iterator[Decision]:
+        # read again: a unit that was just retired or restored counts already
+        retired = self.actions.retired()
+        wanted = wanted_drain(verdict, self.config.policy, self.actions.scheduler.spares_units, retired)
+        record = self.actions.records.drain()
+        if wanted is None and record is None:
+            self._refusal = ""
+            if self._adopted:
+                return
+        settled = self._cycles > self.config.health.recover
+        states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
+        question = (wanted.reason if wanted is not None else None, record, states)
+        now = self._clock.monotonic()
+        if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
+            return
+        self._asked = (question, now)
+        try:
+            node = self.actions.scheduler.node_state()
+        except NodeAgentError as error:
+            self._failed("ask", error)
+            return
+        if record is None and node.drained:
+            record = self._adopt(node.reason or "")
+        self._adopted = True
+        for step in decide_node(wanted, record, node, verdict):
+            if not isinstance(step, Resume) or settled:
+                yield step
+                self._do(step)
+
+    def _adopt(self, reason: str) -> DrainRecord | None:
+        """Take up a drain of ours that stands without a record, as on a node that keeps nothing over a reboot."""
+        record = adopted(reason)
+        if record is not None and not self.config.policy.dry_run:
+            self._attempt("adopt", lambda: self.actions.records.put_drain(record))
+        return record
+
+    def _do(self, decision: Decision) -> None:
+        word, fields = _words(decision)
+        if self.config.policy.dry_run:
+            if decision not in self._said:
+                self._said.add(decision)
+                self.counts[word, "dry-run"] += 1
+                self._log.warning(word, dry_run=True, **fields)
+            return
+        try:
+            self._carry_out(decision)
+        except DrainRefused as error:
+            self.counts[word, "refused"] += 1
+            if str(error) != self._refusal:
+                self._log.error("drain_refused", note=str(error), **fields)
+            self._refusal = str(error)
+        except NotRecorded as error:
+            self._done(word, fields)
+            self._log.error("not_recorded", why=str(error))
+        except (NodeAgentError, OSError) as error:
+            self._failed(word, error)
+        else:
+            self._done(word, fields)
+
+    def _done(self, word: str, fields: Mapping[str, str]) -> None:
+        self._refusal = ""
+        self.counts[word, "done"] += 1
+        self._log.warning(word, **fields)
+
+    def _failed(self, word: str, error: Exception) -> None:
+        self.counts[word, "failed"] += 1
+        self._log.error("action_failed", action=word, why=str(error))
+
+    def _attempt(self, word: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except (NodeAgentError, OSError) as error:
+            self._failed(word, error)
+
+    def _carry_out(self, decision: Decision) -> None:
+        actions = self.actions
+        if isinstance(decision, Retire):
+            actions.retire(decision.unit, decision.reason, decision.check, decision.action)
+        elif isinstance(decision, Restore):
+            actions.restore(decision.unit)
+        elif isinstance(decision, Drain):
+            actions.drain(decision.reason, decision.action)
+        elif isinstance(decision, Resume):
+            actions.resume()
+        elif isinstance(decision, Raise):
+            actions.raise_drain(decision.action)
+        elif isinstance(decision, ForgetDrain):
+            actions.records.drop_drain()
+
+
+def _words(decision: Decision) -> tuple[str, dict[str, str]]:
+    """Return the kind of a decision and its fields, as the journal has them."""
+    if isinstance(decision, Retire):
+        return "retire", {"gpu_uuid": decision.unit, "check": decision.check, "why": decision.reason}
+    if isinstance(decision, Restore):
+        return "restore", {"gpu_uuid": decision.unit}
+    if isinstance(decision, Drain):
+        return "drain", {"why": decision.reason}
+    if isinstance(decision, Raise):
+        return "raise_drain", {"why": f"needs {decision.action.word}"}
+    return ("resume" if isinstance(decision, Resume) else "forget_drain"), {}
