@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,12 +19,11 @@ from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
-from nodeagent.hook.sge import RERUNS
 from nodeagent.lock.reconcile import gone
 from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
-from nodeagent.state import events
+from nodeagent.state import events, reruns
 from nodeagent.state.boot import start_time
 from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_document
 from nodeagent.state.files import Directory
@@ -137,7 +135,7 @@ class Cycle:
             self._find_driver_set(facts.driver)
             if not self.ports.hook_conf.complete:
                 self.ports.hook_conf()
-            self._forget_old_reruns()
+            reruns.sweep(self.ports.state, _DAY)
         record = self.ports.actions.records.drain()
         self.snapshot = Snapshot(
             node=self.node,
@@ -204,12 +202,6 @@ class Cycle:
     def _find_driver_set(self, driver: str) -> None:
         """Look for the site's driver set: before the verdict when the driver is new, else when all else is done."""
         self._binds = (driver, bind_list(self.config.drivers, driver), self.ports.clock.monotonic())
-
-    def _forget_old_reruns(self) -> None:
-        """Remove the counters of jobs that were sent back from here and have not returned for a day."""
-        for name in self.ports.state.names():
-            if name.startswith(RERUNS) and time.time() - os.stat(name, dir_fd=self.ports.state.fd).st_mtime > _DAY:
-                self.ports.state.remove(name)
 
     def _reconcile(self, boot_id: str) -> None:
         try:

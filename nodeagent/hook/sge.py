@@ -8,6 +8,7 @@ from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
 from nodeagent.lock.record import Owner
+from nodeagent.state import reruns
 from nodeagent.state.files import check_parents, read_trusted_bytes
 from nodeagent.state.hook_conf import HookConf
 from nodeagent.state.verdict_file import FAILED, UnitLine, VerdictFile
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_COMPLEX = "gpu"
-RERUNS = "reruns."
 _QSTAT_TIMEOUT = 1.5
 
 
@@ -205,7 +205,7 @@ def _grant(
     except BaseException:
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
         raise
-    node.state.remove(_rerun_name(owner))
+    reruns.forget(node.state, owner.job, owner.task)
     node.event("grant", owner, units=" ".join(owner.units))
     return 0
 
@@ -217,23 +217,15 @@ def _environment(
     return [*emit.gpu_environment(emit.visible_devices(conf, units)), *binds]
 
 
-def _rerun_name(owner: Owner) -> str:
-    return f"{RERUNS}{owner.job}.{owner.task}"
-
-
 def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable) -> int:
     """Send the job elsewhere, at most `max_reruns` times from this node; then it waits for somebody to look."""
-    name = _rerun_name(owner)
-    try:
-        runs = len(node.state.read(name))
-    except OSError:
-        runs = 0
+    runs = reruns.count(node.state, owner.job, owner.task)
     node.event("gave_back", owner, why=str(error), reruns=str(runs))
     if runs >= conf.number("hooks.max_reruns"):
-        node.state.remove(name)
+        reruns.forget(node.state, owner.job, owner.task)
         tell_user(f"{error}; this job was sent back {runs} times, so it now waits: ask your administrator")
         return SGE_USER_ERROR
-    node.state.replace(name, "." * (runs + 1))
+    reruns.add(node.state, owner.job, owner.task)
     return SGE_RERUN
 
 

@@ -21,7 +21,6 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "version": set(),
-    "job": set(),
     "state": {"errors"},
     "lock": {"errors", "state"},
     "hook": {"errors", "lock", "state"},
@@ -35,9 +34,9 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
         *("clock", "config", "drivers", "errors", "gpu", "health"),
-        *("lock", "policy", "scheduler", "snapshot", "state"),
+        *("lock", "policy", "report", "scheduler", "snapshot", "state"),
     },
-    "report": {"agent", "health", "lock", "state"},
+    "report": {"health", "lock", "snapshot", "state"},
     "cli": {
         *("agent", "clock", "config", "drivers", "errors", "gpu", "health", "hook"),
         *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
@@ -46,8 +45,6 @@ LAYERS: dict[str, set[str]] = {
 
 # Single imports against the table, each with its reason. Nothing is to be added here without one.
 EXCEPTIONS = {
-    # a name's form is the one thing of locks that the verdict's reader needs; the module imports nothing
-    ("nodeagent.state.verdict_file", "nodeagent.lock.unit"),
     # hook.conf holds what the scheduler was asked, once, when it was compiled
     ("nodeagent.config.compile", "nodeagent.scheduler.registry"),
     ("nodeagent.config.compile", "nodeagent.scheduler.slurm"),

@@ -179,18 +179,25 @@ def test_a_fault_under_a_job_drains_the_node_and_its_end_brings_it_back(lab: Lab
     assert lab.cluster.wait_state(waiting) == "COMPLETED"
 
 
-def test_a_retired_unit_gives_the_job_back_and_drains_nothing(lab: Lab) -> None:
-    node = lab.nodes["n1"]
-    assert node.call("retire", "0", "--reason", "a test").returncode == 0
-    job = lab.cluster.submit("alice", ["--gres=gpu:1", "-w", "n1"], "echo ran\n")
-    until(lambda: lab.cluster.job(job).get("Restarts") == "1", "the job requeued")
-    assert lab.cluster.output(job) == ""
-    assert not lab.cluster.node("n1").drained
-    assert node.holders() == {}
-    interactive = lab.cluster.run("bob", ["--gres=gpu:1", "-w", "n1", "echo", "ran"])
-    assert "sent away from n1" in interactive.stderr and "a test" in interactive.stderr
-    assert "ran" not in interactive.stdout
-    node.call("restore", "0")
+def test_a_retired_unit_gives_the_job_back_and_the_prolog_drains_nothing(lab: Lab) -> None:
+    node, agent = lab.nodes["n1"], lab.agents["n1"]
+    agent.send_signal(signal.SIGSTOP)  # it would drain the node, before any job could land on the GPU
+    try:
+        assert node.call("retire", "0", "--reason", "a test").returncode == 0
+        job = lab.cluster.submit("alice", ["--gres=gpu:1", "-w", "n1"], "echo ran\n")
+        until(lambda: lab.cluster.job(job).get("Restarts") == "1", "the job requeued")
+        assert lab.cluster.output(job) == ""
+        assert not lab.cluster.node("n1").drained
+        assert json.loads(node.ask("locks", "--json"))["locks"] == []
+        interactive = lab.cluster.run("bob", ["--gres=gpu:1", "-w", "n1", "echo", "ran"])
+        assert "sent away from n1" in interactive.stderr and "a test" in interactive.stderr
+        assert "ran" not in interactive.stdout
+    finally:
+        agent.send_signal(signal.SIGCONT)
+    until(lambda: lab.cluster.node("n1").drained, "the agent drains what Slurm cannot spare")
+    assert "a test" in lab.cluster.node("n1").reason
+    assert node.call("restore", "0").returncode == 0
+    until(lambda: not lab.cluster.node("n1").drained, "n1 back in service")
     lab.cluster.scontrol("update", f"jobid={job}", "StartTime=now")
     assert lab.cluster.wait_state(job) == "COMPLETED"
     assert lab.cluster.output(job) == "ran\n"
