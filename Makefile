@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint full bench rpm clean
+.PHONY: help demo test unit lint bench rpm clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -14,7 +14,7 @@ from nodeagent.agent.publish import verdict_file
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import NodeAgentError, StateGone
+from nodeagent.errors import CommandFailed, NodeAgentError, StateGone
 from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.units import Instances, mig_instances
@@ -69,6 +69,8 @@ class Cycle:
         self._xids: list[XidEvent] = []
         self._counts = _Counts()
         self._binds = ("", "", float("-inf"))
+        self._binds_pause = 0.0
+        self._tidied = float("-inf")
         self._instances: Instances = {}
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
 
@@ -131,8 +133,10 @@ class Cycle:
         self._tell_hooks(verdict, facts)
         self._reconcile(facts.boot_id)
         self._decider.act(verdict)
-        if clock.monotonic() - self._binds[2] >= ASK_AGAIN * self.interval:
+        if clock.monotonic() - self._binds[2] >= self._binds_pause:
             self._find_driver_set(facts.driver)
+        if clock.monotonic() - self._tidied >= ASK_AGAIN * self.interval:
+            self._tidied = clock.monotonic()
             if not self.ports.hook_conf.complete:
                 self.ports.hook_conf()
             reruns.sweep(self.ports.state, _DAY)
@@ -201,7 +205,15 @@ class Cycle:
 
     def _find_driver_set(self, driver: str) -> None:
         """Look for the site's driver set: before the verdict when the driver is new, else when all else is done."""
-        self._binds = (driver, bind_list(self.config.drivers, driver), self.ports.clock.monotonic())
+        binds, pause = "", ASK_AGAIN * self.interval
+        try:
+            binds = bind_list(self.config.drivers, driver)
+        except CommandFailed as error:
+            # Each try may leave a hanging process behind: seldom, then, and seldomer.
+            pause = min(_DAY, 2 * max(pause, self._binds_pause))
+            self.ports.log.warning("driver_set_unreachable", why=str(error))
+        self._binds_pause = pause
+        self._binds = (driver, binds, self.ports.clock.monotonic())
 
     def _reconcile(self, boot_id: str) -> None:
         try:

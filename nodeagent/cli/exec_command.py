@@ -19,7 +19,7 @@ from nodeagent.config.compile import hook_settings
 from nodeagent.config.model import Config
 from nodeagent.config.values import duration
 from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import BadRequest, NodeAgentError, NodeUnfit
+from nodeagent.errors import BadRequest, CommandFailed, NodeAgentError, NodeUnfit
 from nodeagent.health.units import mig_instances
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.node import Node, last_word
@@ -67,7 +67,11 @@ def _node(config: Config) -> Node:
     verdict, fresh, _ = last_word(state, boot, config.hooks.verdict_max_age)
     if verdict is None or not fresh:
         seen, facts = look(config)
-        binds = bind_list(config.drivers, facts.driver)
+        try:
+            binds = bind_list(config.drivers, facts.driver)
+        except CommandFailed as error:
+            complain(f"no driver set: {error}")
+            binds = ""
         verdict = verdict_file(seen, facts, mig_instances(facts.gpus, {}), binds=binds)
     if verdict.node_state == FAILED:
         raise NodeUnfit(verdict.node_why)

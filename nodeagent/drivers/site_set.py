@@ -17,6 +17,10 @@ def bind_list(drivers: Drivers, version: str, runner: Runner = run) -> str:
     A set with `bin` and `lib` in it is bound part by part, a flat one as a whole at both places. The path may lie on
     a network: it is looked at by another process that is given up after `drivers.timeout`, because a dead server
     would hang this one. Only what exists is named: one missing bind source is fatal for the container.
+
+    Raises:
+        CommandFailed: no answer in time; the process that was given up may hang for as long as the server does.
+
     """
     if not drivers.path or not _VERSION.fullmatch(version):
         return ""
@@ -27,7 +31,9 @@ def bind_list(drivers: Drivers, version: str, runner: Runner = run) -> str:
             ("/usr/bin/find", "-H", top, "-maxdepth", "1", "-name", "bin", "-print", "-o", "-name", "lib", "-print"),
             timeout=drivers.timeout,
         )
-    except CommandFailed:
+    except CommandFailed as error:
+        if error.status is None:
+            raise
         return ""
     parts = set(said.splitlines())
     pairs = [(f"{top}/bin", drivers.bin), (f"{top}/lib", drivers.lib)]

@@ -41,6 +41,20 @@ def variables(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def gate_script(gate: Path) -> str:
-    """Return a job's script that shows its environment and stays until the file `gate` exists."""
-    return f"env\necho begun=yes\nuntil [ -e {gate} ]; do sleep 0.1; done\n"
+class Gates:
+    """Jobs that show their environment and stay until they are told to end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._number = 0
+
+    def new(self) -> tuple[Path, str]:
+        """Return a file, and a job's script that stays until that file exists."""
+        self._number += 1
+        gate = self._directory / f"gate{self._number}"
+        return gate, f"env\necho begun=yes\nuntil [ -e {gate} ]; do sleep 0.1; done\n"
+
+    def open_all(self) -> None:
+        """Let every job end."""
+        for number in range(1, self._number + 1):
+            (self._directory / f"gate{number}").touch()

@@ -10,30 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import provision
 from tests.clusters.gridengine import GridEngineCluster
 from tests.clusters.nursery import descendants
 from tests.clusters.process import ClusterError, Nursery, open_directory, wait_for
 from tests.clusters.slurm import SlurmCluster
-
-
-def require(component: str) -> None:
-    """Skip where a component is missing; under CI=true its absence is a failure."""
-    reason = provision.missing(component)
-    if reason:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-
-
-def script(path: Path, body: str) -> Path:
-    """An executable sh script."""
-    path.write_text(f"#!/bin/sh\n{body}")
-    path.chmod(0o755)
-    return path
-
-
-def variables(text: str) -> dict[str, str]:
-    """The output of `env` as a mapping."""
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+from tests.integration.support import executable, require, variables
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -46,8 +27,8 @@ def slurm() -> Iterator[SlurmCluster]:
     """A Slurm whose root Prolog dumps its environment to `prolog.JOB.NODE` and whose TaskProlog exports a variable."""
     require("slurm")
     with open_directory("slurm-") as directory:
-        prolog = script(directory / "prolog", f"env >{directory}/prolog.$SLURM_JOB_ID.$SLURMD_NODENAME\n")
-        task = script(directory / "task-prolog", "echo export FROM_TASK_PROLOG=a value\n")
+        prolog = executable(directory / "prolog", f"env >{directory}/prolog.$SLURM_JOB_ID.$SLURMD_NODENAME\n")
+        task = executable(directory / "task-prolog", "echo export FROM_TASK_PROLOG=a value\n")
         with SlurmCluster(directory, prolog=prolog, task_prolog=task) as cluster:
             yield cluster
 
@@ -101,7 +82,7 @@ class TestSlurm:
 
     def test_hooks_are_exchanged_while_it_runs(self, slurm: SlurmCluster) -> None:
         mark = slurm.directory / "epilog-was-here"
-        slurm.reconfigure(epilog=script(slurm.directory / "epilog", f"echo $SLURM_JOB_ID >>{mark}\n"))
+        slurm.reconfigure(epilog=executable(slurm.directory / "epilog", f"echo $SLURM_JOB_ID >>{mark}\n"))
         try:
             job = slurm.submit("alice", ["-w", "n1"])
             wait_for(mark.exists, 10, "the epilog")
@@ -151,7 +132,7 @@ class TestGridEngine:
     def test_the_prolog_runs_as_root_and_what_it_appends_reaches_the_job(self, gridengine: GridEngineCluster) -> None:
         seen = gridengine.directory / "prolog-saw"
         body = f'(id -u; env) >{seen}\necho FROM_PROLOG=yes >>"$SGE_JOB_SPOOL_DIR/environment"\n'
-        gridengine.set_prolog(f"root@{script(gridengine.directory / 'prolog', body)}")
+        gridengine.set_prolog(f"root@{executable(gridengine.directory / 'prolog', body)}")
         try:
             job = gridengine.submit("alice", ["-l", "gpu=2", "-v", "FROM_PROLOG=no"], "id -un; env\n")
             gridengine.wait_job_gone(job)
@@ -184,7 +165,7 @@ class TestGridEngine:
         assert (result.returncode, result.stdout) == (0, "bob\n"), result.stderr
 
     def test_a_failing_prolog_closes_the_queue_until_it_is_cleared(self, gridengine: GridEngineCluster) -> None:
-        gridengine.set_prolog(f"root@{script(gridengine.directory / 'broken', 'exit 1')}")
+        gridengine.set_prolog(f"root@{executable(gridengine.directory / 'broken', 'exit 1')}")
         job = gridengine.submit("alice")
         try:
             wait_for(lambda: gridengine.queue_state() == "E", 15, "state E", gridengine.queue_state)
@@ -197,7 +178,7 @@ class TestGridEngine:
     def test_the_load_sensors_values_arrive(self, gridengine: GridEngineCluster) -> None:
         values = f"begin\n{gridengine.host}:gpu_faulty:1\n{gridengine.host}:gpu_reason:GPU2 Xid79\nend"
         body = f"while read line && [ \"$line\" != quit ]; do echo '{values}'; done\n"
-        gridengine.set_load_sensor(script(gridengine.directory / "sensor", body))
+        gridengine.set_load_sensor(executable(gridengine.directory / "sensor", body))
         try:
             wait_for(lambda: gridengine.qhost_values("gpu_reason") == "GPU2 Xid79", 20, "the sensor's values")
             assert gridengine.qhost_values("gpu_faulty") == "1.000000"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from tests.clusters.process import open_directory
-from tests.integration.support import install_tree, variables
+from tests.integration.support import install_tree, require, variables
 from tests.simulated_node import ROOT, SimulatedNode, running, until
 
 
@@ -165,6 +166,35 @@ def test_a_bad_configuration_is_told_with_file_line_and_key(node: SimulatedNode)
     node.config.chmod(0o666)
     done = node.call("status")
     assert done.returncode == 78 and "others can write it" in done.stderr
+
+
+def test_the_metrics_of_a_running_agent_name_the_job_and_are_well_formed(node: SimulatedNode) -> None:
+    require("promtool")
+    with node.agent(), Job(node, "job", 2) as job:
+        with urllib.request.urlopen(f"{node.url()}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        uuids = {gpu["uuid"] for gpu in node.status()["gpus"] if gpu["holders"]}
+        infos = [line for line in text.splitlines() if line.startswith("gpu_nodeagent_gpu_job_info{")]
+        assert {line.partition('uuid="')[2].partition('"')[0] for line in infos} == uuids
+        assert all(f'job="{job.seen["pid"]}"' in line and 'scheduler="local"' in line for line in infos)
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        with urllib.request.urlopen(f"{node.url()}/api/v1/status", timeout=10) as answer:
+            served = json.loads(answer.read())
+        assert served["schema"] == "gpu-nodeagent/status/1"
+        assert [gpu["holders"] for gpu in served["gpus"]] == [gpu["holders"] for gpu in node.status()["gpus"]]
+
+
+def test_sigterm_ends_the_agent_and_its_probe(node: SimulatedNode) -> None:
+    with node.agent() as agent:
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        assert children
+        agent.terminate()
+        assert agent.wait(timeout=20) == 0
+        until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "the probe gone")
+    assert "agent_stopping" in node.log.read_text()
 
 
 def test_two_agents_on_one_state_directory(node: SimulatedNode) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.clusters.gridengine import GridEngineCluster
 from tests.clusters.process import open_directory
-from tests.integration.support import executable, gate_script, install_tree, require, variables
+from tests.integration.support import Gates, executable, install_tree, require, variables
 from tests.simulated_node import ROOT, SimulatedNode, until
 
 SETTINGS = """interval: 1s
@@ -52,7 +52,7 @@ class Lab:
         sensor = f"exec {sys.executable} -m nodeagent.cli.main --config {self.node.config} sge-sensor"
         self.cluster.set_load_sensor(executable(directory / "sensor", f"export PYTHONPATH={ROOT}\n{sensor}"))
         until(lambda: self.value("gpu_faulty") is not None, "the load sensor's first report")
-        self._gates = 0
+        self.gates = Gates(directory)
 
     def value(self, name: str) -> str | None:
         """Return what `qhost -F` shows of a complex."""
@@ -64,9 +64,8 @@ class Lab:
 
     def begin(self, *arguments: str, user: str = "alice") -> tuple[str, Path]:
         """Submit a job that runs until its gate exists; returns when it has begun."""
-        self._gates += 1
-        gate = self.directory / f"gate{self._gates}"
-        job = self.cluster.submit(user, list(arguments), gate_script(gate))
+        gate, script = self.gates.new()
+        job = self.cluster.submit(user, list(arguments), script)
         until(lambda: "begun=yes" in self.cluster.job_output(job), f"job {job} begins")
         return job, gate
 
@@ -78,8 +77,7 @@ class Lab:
 
     def tidy(self) -> None:
         """Bring everything back: jobs ended, GPUs healthy, nothing held."""
-        for number in range(1, self._gates + 1):
-            (self.directory / f"gate{number}").touch()
+        self.gates.open_all()
         with self.node.scenario.edit():
             self.node.scenario.clear_faults()
             self.node.scenario.heal()
@@ -130,8 +128,8 @@ def test_jobs_at_once_never_share_a_gpu(lab: Lab) -> None:
 
 
 def test_array_tasks_hold_units_of_their_own(lab: Lab) -> None:
-    gate = lab.directory / "array-gate"
-    job = lab.cluster.submit("alice", ["-t", "1-4", "-l", "gpu=1"], gate_script(gate))
+    gate, script = lab.gates.new()
+    job = lab.cluster.submit("alice", ["-t", "1-4", "-l", "gpu=1"], script)
     try:
         until(lambda: len(lab.node.holders()) == 4, "four tasks hold a unit each")
         tasks = {gpu["holders"][0]["task"] for gpu in lab.node.status()["gpus"]}

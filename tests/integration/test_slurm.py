@@ -12,7 +12,7 @@ import pytest
 
 from tests.clusters.process import open_directory
 from tests.clusters.slurm import SlurmCluster
-from tests.integration.support import executable, gate_script, install_tree, require, variables
+from tests.integration.support import Gates, executable, install_tree, require, variables
 from tests.simulated_node import SimulatedNode, until
 
 NODES = ("n1", "n2")
@@ -50,13 +50,12 @@ class Lab:
         (self.sets / f"v{self.nodes['n1'].scenario.driver}" / "lib").mkdir()
         stack.enter_context(self.cluster)
         self.agents = {name: stack.enter_context(node.agent()) for name, node in self.nodes.items()}
-        self._gates = 0
+        self.gates = Gates(directory)
 
     def begin(self, *arguments: str, user: str = "alice") -> tuple[str, Path]:
         """Submit a job that runs until its gate exists; returns when it has begun."""
-        self._gates += 1
-        gate = self.directory / f"gate{self._gates}"
-        job = self.cluster.submit(user, list(arguments), gate_script(gate))
+        gate, script = self.gates.new()
+        job = self.cluster.submit(user, list(arguments), script)
         until(lambda: "begun=yes" in self.cluster.output(job), f"job {job} begins")
         return job, gate
 
@@ -83,8 +82,7 @@ def lab() -> Iterator[Lab]:
 def healthy_and_idle(lab: Lab) -> Iterator[None]:
     """Each test finds both nodes healthy, in service and idle, and leaves them so."""
     yield
-    for number in range(1, lab._gates + 1):
-        (lab.directory / f"gate{number}").touch()
+    lab.gates.open_all()
     for name, node in lab.nodes.items():
         with node.scenario.edit():
             node.scenario.clear_faults()
@@ -124,14 +122,13 @@ def test_jobs_at_once_never_share_a_gpu(lab: Lab) -> None:
 
 
 def test_array_tasks_hold_units_of_their_own(lab: Lab) -> None:
-    gate = lab.directory / "array-gate"
-    first = lab.cluster.submit("alice", ["--array=1-4", "--gres=gpu:1", "-w", "n1"], gate_script(gate))
+    gate, script = lab.gates.new()
+    lab.cluster.submit("alice", ["--array=1-4", "--gres=gpu:1", "-w", "n1"], script)
     try:
         until(lambda: len(set(lab.nodes["n1"].holders().values())) == 4, "four tasks hold a unit each")
     finally:
         gate.touch()
     until(lab.all_free, "all tasks released theirs")
-    assert first.isdigit()
 
 
 def test_a_cancelled_job_releases_its_units(lab: Lab) -> None:

@@ -570,3 +570,19 @@ def test_counters_of_jobs_that_were_sent_back_are_forgotten_after_a_day(bench: B
     os.utime(bench.directory / "state" / "reruns.1.", (0, 0))
     bench.run(7)
     assert [name for name in bench.state.names() if name.startswith("reruns")] == ["reruns.2."]
+
+
+def test_a_dead_file_server_is_asked_ever_more_seldom(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def hang(*_: object) -> str:
+        asked.append(bench.clock.now)
+        raise CommandFailed(["/usr/bin/find"], None, "")
+
+    monkeypatch.setattr("nodeagent.agent.cycle.bind_list", hang)
+    bench.run(200)
+    pauses = [b - a for a, b in zip(asked, asked[1:])]
+    assert len(asked) < 8 and all(b == 2 * a for a, b in zip(pauses, pauses[1:]))
+    monkeypatch.setattr("nodeagent.agent.cycle.bind_list", lambda *_: "/d:/nvbin:ro")
+    bench.run(1000)
+    assert read_verdict(bench.state).binds == "/d:/nvbin:ro"

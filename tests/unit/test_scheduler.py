@@ -187,11 +187,15 @@ def test_a_qmaster_that_does_not_answer_is_not_an_idle_one() -> None:
         ("/d/v1.2/lib\n", "/d/v1.2:/nvbin:ro,/d/v1.2:/nvlib:ro"),
         ("", "/d/v1.2:/nvbin:ro,/d/v1.2:/nvlib:ro"),
         (CommandFailed(["find"], 1, "No such file"), ""),
-        (CommandFailed(["find"], None, ""), ""),
     ],
 )
 def test_a_driver_set_is_named_only_when_it_is_there(said: "str | CommandFailed", binds: str) -> None:
     assert bind_list(Drivers(path="/d/v{version}"), "1.2", Answers(find=said)) == binds
+
+
+def test_a_server_that_does_not_answer_is_told_from_a_set_that_is_not_there() -> None:
+    with pytest.raises(CommandFailed):
+        bind_list(Drivers(path="/d/v{version}"), "1.2", Answers(find=CommandFailed(["find"], None, "")))
 
 
 @pytest.mark.parametrize("version", ["", "..", "1", "1.2/../3", "1.2,x", "1.2.3.4.5"])
