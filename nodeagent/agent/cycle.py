@@ -11,6 +11,7 @@ from nodeagent.agent.actions import Actions
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
 from nodeagent.agent.publish import verdict_file
+from nodeagent.agent.reconciler import Reconciler
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
@@ -19,17 +20,16 @@ from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
-from nodeagent.lock.reconcile import gone
 from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
 from nodeagent.state import events, reruns
-from nodeagent.state.boot import start_time
 from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_document
 from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import VERDICT
 
 _DAY = 86400.0
+_CONFLICT = "conflict"
 _QUIET_EVENTS = ("grant", "release")
 RESTORED_BY_HAND = "restored_by_hand"  # the event by which `restore` tells the agent to forget latched XIDs
 
@@ -73,6 +73,7 @@ class Cycle:
         self._tidied = float("-inf")
         self._instances: Instances = {}
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
+        self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log)
 
     @property
     def interval(self) -> float:
@@ -131,7 +132,7 @@ class Cycle:
         write_document(self.ports.state, MEMORY, to_plain(self.memory))
         self._note(facts, previous, verdict)
         self._tell_hooks(verdict, facts)
-        self._reconcile(facts.boot_id)
+        self._reconciler.run(facts)
         self._decider.act(verdict)
         if clock.monotonic() - self._binds[2] >= self._binds_pause:
             self._find_driver_set(facts.driver)
@@ -173,6 +174,8 @@ class Cycle:
             self._counts.hook_events[event.kind] += 1
             if event.kind == RESTORED_BY_HAND:
                 self.memory = clear(self.memory, event.fields.get("units", ""))
+            if event.kind == _CONFLICT:
+                self._reconciler.hint()
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
             say("hook", kind=event.kind, **event.fields)
 
@@ -214,25 +217,6 @@ class Cycle:
             self.ports.log.warning("driver_set_unreachable", why=str(error))
         self._binds_pause = pause
         self._binds = (driver, binds, self.ports.clock.monotonic())
-
-    def _reconcile(self, boot_id: str) -> None:
-        try:
-            self._free_what_is_over(boot_id)
-        except (NodeAgentError, OSError) as error:  # somebody holds the flock: the next cycle sees it again
-            self.ports.log.warning("reconcile_failed", why=str(error))
-
-    def _free_what_is_over(self, boot_id: str) -> None:
-        store = self.ports.actions.store
-        if not gone(store.owners(), boot_id, start_time):
-            return
-        with store.exclusive():  # looked at again under the flock: what was gone a moment ago may be a new grant now
-            store.sweep()
-            over = gone(store.owners(), boot_id, start_time)
-            freed = store.release(lambda owner: owner.grant in over)
-        for unit, owner in freed.items():
-            self.ports.log.warning(
-                "lock_reconciled", gpu_uuid=unit, job=owner.job, owner=str(owner), why=over[owner.grant]
-            )
 
 
 class _Counts:

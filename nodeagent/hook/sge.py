@@ -165,6 +165,7 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         task=job.task,
         cluster=conf.text("scheduler.sge.cell"),
         node=host,
+        run=job.directory,
         user=request.owner,
         uid=str(request.uid),
     )

@@ -17,7 +17,8 @@ class Owner:
     """Who holds a grant of one or more units.
 
     `scheduler` is slurm, sge, local, or one of the words that are not a job: hold, maintenance, cleaning, unreadable.
-    `grant` is random, one a grant: the identity of what is released. `task` is empty outside arrays. `pid` with
+    `grant` is random, one a grant: the identity of what is released. `task` is empty outside arrays. `run` is the
+    scheduler's word for this run of the job: Slurm's restart count, Grid Engine's spool directory of it. `pid` with
     `pid_start` (clock ticks since boot, field 22 of /proc/PID/stat) is the process whose life the grant follows
     (`exec`), or the hook that wrote it. `since` is wall time in whole seconds, for people. `units` are all units of
     the grant, so that one record tells what to roll back.

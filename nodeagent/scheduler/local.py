@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
 
 
@@ -33,6 +36,12 @@ class LocalScheduler:
     def resume(self, scope: str) -> None:
         """See Scheduler: there is nobody to tell."""
         self._reason = ""
+
+    asks_to_know_ends = False
+
+    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """See Scheduler: an `exec` ends with its process, which the locks know themselves."""
+        return {}
 
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""

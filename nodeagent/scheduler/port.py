@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+from nodeagent.lock.record import Owner
 
 REASON_PREFIX = "gpu-nodeagent/1: "
 
@@ -53,6 +56,12 @@ class Scheduler(Protocol):
 
     def resume(self, scope: str) -> None:
         """Take jobs again: open what `drain` of that scope closed, and nothing that others closed."""
+
+    asks_to_know_ends: bool
+    """Whether `ended` asks a controller (then it is called seldom) or only looks at this node."""
+
+    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """Return grant → evidence, of those jobs of this scheduler that are surely over on this node."""
 
     def gres_minors(self) -> dict[int, int]:
         """Return Slurm's GRES index -> device minor map; empty for others."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+
 from nodeagent.config.model import Config, Sge
 from nodeagent.errors import CommandFailed
+from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
 
@@ -68,6 +72,19 @@ class SgeScheduler:
         """See Scheduler: what an administrator disabled stays disabled."""
         if scope:
             self._run("qmod", "-e", *scope.split())
+
+    asks_to_know_ends = False
+
+    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """See Scheduler: the exec daemon removes a run's spool directory when it has reaped its shepherd."""
+        found = {}
+        for owner in owners:
+            if owner.scheduler == self.name and "/active_jobs/" in owner.run:
+                try:
+                    os.stat(owner.run)
+                except FileNotFoundError:
+                    found[owner.grant] = f"the exec daemon has removed {owner.run}"
+        return found
 
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""

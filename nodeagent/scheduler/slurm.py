@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nodeagent.config.model import Config
 from nodeagent.errors import CommandFailed
+from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
 
 _MARK = "@@"
+_FINAL = (
+    *("unknown", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
+    *("OUT_OF_MEMORY", "PENDING"),  # PENDING: it was requeued, and holds nothing on any node
+)
 _OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
@@ -70,6 +75,24 @@ class SlurmScheduler:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""
         said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
         return parse_gres(said, self._gres)
+
+    asks_to_know_ends = True
+
+    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """See Scheduler: the controller does not know the job any more, or has it in a state that no job leaves.
+
+        A job that still completes (its epilog runs) is in neither.
+        """
+        mine = [owner for owner in owners if owner.scheduler == self.name]
+        if not mine:
+            return {}
+        said = self._run(f"{self._bin}/squeue", "-h", "-a", "-t", "all", "-w", self._node, "-o", "%A %T")
+        states = dict(line.split()[:2] for line in said.splitlines() if len(line.split()) > 1)
+        return {
+            owner.grant: f"Slurm has job {owner.job} as {states.get(owner.job, 'unknown')}"
+            for owner in mine
+            if states.get(owner.job, "unknown") in _FINAL
+        }
 
     def constrains_devices(self) -> bool:
         """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""

@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "lock": {"errors", "state"},
     "hook": {"errors", "lock", "state"},
     "config": {"errors", "state"},
-    "scheduler": {"config", "errors"},
+    "scheduler": {"config", "errors", "lock"},
     "drivers": {"config", "errors", "scheduler"},
     "gpu": {"clock", "config", "state"},
     "health": {"config", "errors", "gpu", "state"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -227,6 +229,16 @@ def test_a_driver_that_is_unfit_as_a_whole_disables_the_host_until_it_is_well(la
     until(lambda: "d" not in lab.cluster.queue_state(), "the host enabled")
     lab.cluster.wait_job_gone(job)
     assert lab.cluster.job_output(job) == "ran\n"
+
+
+def test_a_lock_whose_shepherd_was_killed_is_freed_although_no_epilog_ran(lab: Lab) -> None:
+    job, _ = lab.begin("-l", "gpu=2")
+    shepherd = int((lab.cluster.spool / "active_jobs" / f"{job}.1" / "pid").read_text())
+    os.kill(shepherd, signal.SIGKILL)
+    until(lambda: not lab.node.holders(), "the lock freed", timeout=90)
+    assert "lock_reconciled" in lab.node.log.read_text()
+    following, gate = lab.begin("-l", "gpu=4")
+    assert lab.finish(following, gate)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
 
 
 def test_units_held_by_hand_send_the_job_back_until_they_are_free(lab: Lab) -> None:

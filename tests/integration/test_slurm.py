@@ -247,3 +247,19 @@ def test_with_the_agent_stopped_jobs_start_and_locks_work_and_it_is_told(lab: La
         agent.send_signal(signal.SIGCONT)
     until(lambda: "verdict_stale" in node.log.read_text(), "the event in the log")
     assert not lab.cluster.node("n2").drained
+
+
+def test_a_lock_whose_epilog_never_ran_is_freed_when_the_next_job_meets_it(lab: Lab) -> None:
+    """As when slurmd is killed during the epilog: Slurm never runs it again and calls the job a success."""
+    lab.cluster.reconfigure(epilog=executable(lab.directory / "lost-epilog", "exit 0"))
+    try:
+        lost, gate = lab.begin("--gres=gpu:1", "-w", "n1")
+        lab.finish(lost, gate)
+    finally:
+        lab.cluster.reconfigure(epilog=lab.directory / "epilog")
+    node = lab.nodes["n1"]
+    assert node.holders() == {0: lost}
+    job, gate = lab.begin("--gres=gpu:1", "-w", "n1")
+    until(lambda: node.holders() == {}, "the lost job's lock freed")
+    assert "lock_reconciled" in node.log.read_text()
+    assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0"

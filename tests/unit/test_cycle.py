@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from nodeagent.agent.actions import Actions, DrainRefused, Records
 from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
 from nodeagent.config.model import Config, Health, Limits, Policy
 from nodeagent.errors import CommandFailed, StateGone
-from nodeagent.gpu.facts import MigInstance
+from nodeagent.gpu.facts import MigInstance, Process
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
@@ -53,6 +54,8 @@ class FakeScheduler:
         self.broken = False
         self.late = False
         self.drains = 0
+        self.looks = 0
+        self.over: set[str] = set()
 
     def node_state(self) -> NodeState:
         self.asked += 1
@@ -77,6 +80,12 @@ class FakeScheduler:
     def resume(self, scope: str) -> None:
         assert scope == "node"
         self.state = NodeState(False)
+
+    asks_to_know_ends = True
+
+    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+        self.looks += 1
+        return {owner.grant: "it is over" for owner in owners if owner.job in self.over}
 
     def gres_minors(self) -> dict[int, int]:
         return {}
@@ -586,3 +595,45 @@ def test_a_dead_file_server_is_asked_ever_more_seldom(bench: Bench, monkeypatch:
     monkeypatch.setattr("nodeagent.agent.cycle.bind_list", lambda *_: "/d:/nvbin:ro")
     bench.run(1000)
     assert read_verdict(bench.state).binds == "/d:/nvbin:ro"
+
+
+def claim(bench: Bench, job: str, slot: int) -> None:
+    owner = Owner("slurm", job=job, grant=f"g{job}", boot_id="boot-1", units=(bench.uuid(slot),))
+    with bench.store.exclusive():
+        bench.store.claim(owner)
+
+
+def test_a_lock_whose_job_is_over_is_freed_at_the_second_look(bench: Bench) -> None:
+    bench.run()
+    claim(bench, "7", 0)
+    claim(bench, "8", 1)
+    bench.scheduler.over = {"7"}
+    bench.run(3)
+    assert bench.scheduler.looks == 0 and len(bench.store.owners()) == 2, "a controller is asked seldom"
+    events.append(bench.state, "conflict", job="9")
+    bench.run()
+    assert bench.scheduler.looks == 1 and len(bench.store.owners()) == 2
+    bench.run()
+    assert [owner.job for owner in bench.store.owners().values()] == ["8"]
+    assert "lock_reconciled" in bench.log.kinds()
+
+
+def test_a_job_that_is_said_to_be_over_once_and_then_runs_keeps_its_lock(bench: Bench) -> None:
+    claim(bench, "7", 0)
+    bench.scheduler.over = {"7"}
+    events.append(bench.state, "conflict", job="9")
+    bench.run()
+    bench.scheduler.over = set()
+    bench.run(100)
+    assert len(bench.store.owners()) == 1
+
+
+def test_a_lock_stays_while_a_process_uses_its_gpu(bench: Bench) -> None:
+    claim(bench, "7", 0)
+    bench.scheduler.over = {"7"}
+    bench.source.set(0, processes=(Process(4711),))
+    bench.run(130)
+    assert len(bench.store.owners()) == 1
+    bench.source.set(0, processes=())
+    bench.run(70)
+    assert bench.store.owners() == {}

@@ -8,6 +8,7 @@ import pytest
 from nodeagent.config.model import Config, Drivers, Scheduler, Slurm
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import CommandFailed
+from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.sge import SgeScheduler
 from nodeagent.scheduler.slurm import SlurmScheduler, parse_gres
@@ -201,3 +202,23 @@ def test_a_server_that_does_not_answer_is_told_from_a_set_that_is_not_there() ->
 @pytest.mark.parametrize("version", ["", "..", "1", "1.2/../3", "1.2,x", "1.2.3.4.5"])
 def test_no_driver_set_for_what_is_no_version(version: str) -> None:
     assert bind_list(Drivers(path="/d/v{version}"), version, Answers(find="")) == ""
+
+
+def test_which_slurm_jobs_are_over() -> None:
+    scheduler, runner = slurm(squeue="1 RUNNING\n2 COMPLETED\n3 COMPLETING\n4 PENDING\n5 SUSPENDED\n6 CANCELLED\n")
+    owners = [Owner("slurm", job=str(job), grant=f"g{job}") for job in range(1, 8)]
+    assert sorted(scheduler.ended(owners)) == ["g2", "g4", "g6", "g7"]
+    assert scheduler.ended([Owner("hold", grant="h"), Owner("sge", job="2", grant="s")]) == {}
+    assert len(runner.asked) == 1
+
+
+def test_which_grid_engine_jobs_are_over(tmp_path: Path) -> None:
+    here = tmp_path / "active_jobs" / "1.1"
+    here.mkdir(parents=True)
+    owners = [
+        Owner("sge", job="1", grant="runs", run=str(here)),
+        Owner("sge", job="2", grant="over", run=str(here.with_name("2.1"))),
+        Owner("sge", job="3", grant="unknown", run=""),
+        Owner("slurm", job="4", grant="another", run=str(here.with_name("4.1"))),
+    ]
+    assert list(sge()[0].ended(owners)) == ["over"]

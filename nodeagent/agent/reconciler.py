@@ -1,0 +1,69 @@
+"""Frees locks whose owner is surely gone, by evidence that was seen twice: a look, and another in the next cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nodeagent.agent.journal import Log
+from nodeagent.errors import NodeAgentError
+from nodeagent.gpu.facts import NodeFacts
+from nodeagent.lock.reconcile import gone
+from nodeagent.lock.record import Owner
+from nodeagent.lock.store import Store
+from nodeagent.scheduler.port import Scheduler
+from nodeagent.state.boot import start_time
+
+LOOK_AGAIN = 60
+"""Cycles between two questions to a controller about the ends of jobs, where nothing hints at one."""
+
+
+class Reconciler:
+    """Looks after locks, once a cycle."""
+
+    def __init__(self, store: Store, scheduler: Scheduler, log: Log) -> None:
+        self._store = store
+        self._scheduler = scheduler
+        self._log = log
+        self._suspects: dict[str, str] = {}
+        self._waited = 0
+        self._hinted = False
+
+    def hint(self) -> None:
+        """A hook met a lock that the scheduler thinks is free: the next cycle looks, whatever it costs."""
+        self._hinted = True
+
+    def run(self, facts: NodeFacts) -> None:
+        """Free what is over. What cannot be done now (a flock, a controller) is left to the next cycle."""
+        try:
+            owners = self._store.owners()
+            ended = self._ended(owners, facts)
+            if gone(owners, facts.boot_id, start_time, ended):
+                self._free(facts.boot_id, ended)
+        except (NodeAgentError, OSError) as error:
+            self._log.warning("reconcile_failed", why=str(error))
+
+    def _ended(self, owners: Mapping[str, Owner], facts: NodeFacts) -> dict[str, str]:
+        """Return the grants whose jobs were over at this look and at the one before, and whose GPUs nobody uses."""
+        self._waited += 1
+        due = self._hinted or bool(self._suspects) or self._waited >= LOOK_AGAIN
+        if not owners or (self._scheduler.asks_to_know_ends and not due):
+            return {}
+        self._waited, self._hinted = 0, False
+        before = self._suspects
+        self._suspects = {}
+        found = self._scheduler.ended(owners.values())
+        used = {gpu.uuid for gpu in facts.gpus if gpu.processes}
+        self._suspects = {
+            owner.grant: found[owner.grant]
+            for owner in owners.values()
+            if owner.grant in found and used.isdisjoint(owner.units)
+        }
+        return {grant: why for grant, why in self._suspects.items() if grant in before}
+
+    def _free(self, boot_id: str, ended: Mapping[str, str]) -> None:
+        with self._store.exclusive():  # judged again under the flock: what was gone may be a new grant by now
+            self._store.sweep()
+            over = gone(self._store.owners(), boot_id, start_time, ended)
+            freed = self._store.release(lambda owner: owner.grant in over)
+        for unit, owner in freed.items():
+            self._log.warning("lock_reconciled", gpu_uuid=unit, job=owner.job, owner=str(owner), why=over[owner.grant])
