@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.hook import sge
+from nodeagent.state.files import Directory
+from nodeagent.state.hook_conf import read_hook_conf
 from tests.clusters.gridengine import GridEngineCluster
 from tests.clusters.process import open_directory
 from tests.integration.support import Gates, executable, install_tree, require, variables
@@ -146,6 +149,19 @@ def test_a_parallel_job_gets_units_for_each_slot(lab: Lab) -> None:
     job, gate = lab.begin("-pe", "smp", "3", "-l", "gpu=1")
     assert len(lab.node.holders()) == 3
     assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+
+
+def test_the_exec_daemons_job_file_and_the_qmaster_agree(lab: Lab) -> None:
+    odd = "X=gpu=4,CONTEXT=hard resource_list: gpu=4"
+    job, gate = lab.begin("-pe", "smp", "2", "-l", "gpu=1,h_rt=600", "-v", odd, "-ac", "gpu=9", "-N", "gpu")
+    conf = read_hook_conf(Directory(str(lab.node.state_dir)))
+    spool = lab.cluster.spool / "active_jobs" / f"{job}.1"
+    found = sge.Job(conf, {"JOB_ID": job, "SGE_JOB_SPOOL_DIR": str(spool)})
+    file, told = found.file(), sge._ask_qmaster(conf, found)
+    assert file.units("gpu", lab.cluster.host) == told.units("gpu", lab.cluster.host) == 2
+    assert (file.owner, file.uid, file.requests, file.slots) == (told.owner, told.uid, told.requests, told.slots)
+    assert file.owner == "alice" and file.requests["h_rt"][0] == 600
+    lab.finish(job, gate)
 
 
 def test_a_deleted_job_releases_its_units(lab: Lab) -> None:
