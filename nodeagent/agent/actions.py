@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from nodeagent.errors import NodeAgentError, UnknownFormat
+from nodeagent.errors import NodeAgentError, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
@@ -77,7 +77,7 @@ class Records:
             return DrainRecord(pairs["reason"], RecoveryAction.of(pairs["action"]), pairs["by"], pairs["scope"])
         except FileNotFoundError:
             return None
-        except (UnknownFormat, KeyError):
+        except (UnknownFormat, UntrustedFile, KeyError, OSError):
             # Unreadable: whose it was is not known, so it is nobody's to take back by itself.
             return DrainRecord("unreadable record", RecoveryAction.INSPECT_HARDWARE)
 
@@ -125,8 +125,12 @@ class Actions:
                 self.store.restore(unit)
 
     def retired(self) -> dict[str, dict[str, str]]:
-        """Return unit → record of all that is retired, also where that could not be recorded."""
-        return {**self.store.retired(), **self.records.retired()}
+        """Return unit → record of all that is retired, also where that could not be recorded or the record be read."""
+        try:
+            recorded = self.records.retired()
+        except OSError:
+            recorded = {}
+        return {**self.store.retired(), **recorded}
 
     def retire(self, unit: str, reason: str, check: str, action: RecoveryAction, by: str = BY_AGENT) -> None:
         """Grant the unit no more, from now on and after a reboot.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -121,26 +122,21 @@ class Cycle:
         started = clock.monotonic()
         if not os.fstat(self.ports.state.fd).st_nlink:
             raise StateGone(self.ports.state.path)
-        self._take_events()
+        self._attempt("take_events", self._take_events)
         facts = self.ports.source.sample()
         self.witnessed()
         facts = replace(facts, xids=tuple(self._xids))
         self._xids = []
         previous = self.snapshot.verdict if self.snapshot is not None else None
         verdict, self.memory = judge(self.memory, facts, self.config.health)
-        # First of all: what is known must not be lost to whatever happens while it is acted upon.
-        write_document(self.ports.state, MEMORY, to_plain(self.memory))
+        # First of all: what is known must not be lost to whatever happens while it is acted upon. But a full state
+        # directory, or any other step that fails, keeps no faulty GPU in service.
+        self._attempt("remember", lambda: write_document(self.ports.state, MEMORY, to_plain(self.memory)))
         self._note(facts, previous, verdict)
-        self._tell_hooks(verdict, facts)
+        self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
         self._reconciler.run(facts)
         self._decider.act(verdict)
-        if clock.monotonic() - self._binds[2] >= self._binds_pause:
-            self._find_driver_set(facts.driver)
-        if clock.monotonic() - self._tidied >= ASK_AGAIN * self.interval:
-            self._tidied = clock.monotonic()
-            if not self.ports.hook_conf.complete:
-                self.ports.hook_conf()
-            reruns.sweep(self.ports.state, _DAY)
+        self._attempt("tidy", lambda: self._tidy(facts.driver))
         record = self.ports.actions.records.drain()
         self.snapshot = Snapshot(
             node=self.node,
@@ -156,7 +152,8 @@ class Cycle:
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
         )
-        write_document(self.ports.state, SNAPSHOT, published(self.snapshot, self._instances))
+        document = published(self.snapshot, self._instances)
+        self._attempt("publish", lambda: write_document(self.ports.state, SNAPSHOT, document))
         return self.snapshot
 
     def summary(self) -> str:
@@ -166,6 +163,13 @@ class Cycle:
         states = Counter(unit.state for unit in self.snapshot.verdict.units)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no GPUs"
         return parts + (f"; drained: {self.snapshot.drain_reason}" if self.snapshot.drain_reason else "")
+
+    def _attempt(self, step: str, action: Callable[[], object]) -> None:
+        """Do a step; what keeps it from its end is said, and the others are done all the same."""
+        try:
+            action()
+        except (NodeAgentError, OSError) as error:
+            self.ports.log.error("step_failed", step=step, why=str(error))
 
     # -- the steps ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +209,17 @@ class Cycle:
         pid, interval, binds = os.getpid(), self.config.interval, self._binds[1]
         file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run)
         self.ports.state.replace(VERDICT, file.encode())
+
+    def _tidy(self, driver: str) -> None:
+        """Do what can wait: look at the driver set again, complete hook.conf, forget old counters."""
+        now = self.ports.clock.monotonic()
+        if now - self._binds[2] >= self._binds_pause:
+            self._find_driver_set(driver)
+        if now - self._tidied >= ASK_AGAIN * self.interval:
+            self._tidied = now
+            if not self.ports.hook_conf.complete:
+                self.ports.hook_conf()
+            reruns.sweep(self.ports.state, _DAY)
 
     def _find_driver_set(self, driver: str) -> None:
         """Look for the site's driver set: before the verdict when the driver is new, else when all else is done."""

@@ -48,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
     state = Directory(found.config.state_dir, create=True)
     _be_the_only_one(state)
     compiler = HookConfCompiler(found, state, log)
-    compiler()
+    try:
+        compiler()
+    except OSError as error:  # a full state directory: hooks work with what they have, the agent without
+        log.error("hook_conf_failed", why=str(error))
     source = ProbeProcess(found.config)
     records = Records(found.config.data_dir)
 

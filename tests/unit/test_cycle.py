@@ -637,3 +637,21 @@ def test_a_lock_stays_while_a_process_uses_its_gpu(bench: Bench) -> None:
     bench.source.set(0, processes=())
     bench.run(70)
     assert bench.store.owners() == {}
+
+
+@pytest.mark.parametrize("place", ["/state", "/data"])
+def test_a_directory_that_takes_no_writes_keeps_no_faulty_gpu_in_service(
+    slurmish: Bench, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    slurmish.run()
+    real = Directory.replace
+
+    def full(self: Directory, name: str, text: str, durable: bool = False, mode: int = 0o644) -> None:
+        if self.path.endswith(place):
+            raise OSError(28, "No space left on device")
+        real(self, name, text, durable, mode)
+
+    monkeypatch.setattr(Directory, "replace", full)
+    slurmish.source.lose(1)
+    slurmish.run()
+    assert slurmish.scheduler.state.drained
