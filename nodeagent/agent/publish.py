@@ -8,6 +8,8 @@ from nodeagent.health.verdict import Verdict
 from nodeagent.lock.unit import is_unit
 from nodeagent.state.verdict_file import DEGRADED, FAILED, UnitLine, VerdictFile
 
+_SAME_GPU = 1_000_000  # instances of one GPU are nearer to each other than any two GPUs (gpu/topology.py: the scale)
+
 
 def verdict_file(
     verdict: Verdict,
@@ -27,6 +29,9 @@ def verdict_file(
         if is_unit(name)
     ]
 
+    def near(uuid: str, bus_id: str) -> int:
+        return links.get(uuid, {}).get(bus_id, 0)
+
     def told(state: str) -> str:
         return DEGRADED if dry_run and state == FAILED else state
 
@@ -38,7 +43,10 @@ def verdict_file(
             unit.bus_id,
             unit.model,
             unit.numa_node,
-            tuple(0 if other.uuid == unit.uuid else links.get(unit.uuid, {}).get(other.bus_id, 0) for other, _ in rows),
+            tuple(
+                0 if other_name == name else _SAME_GPU if other.uuid == unit.uuid else near(unit.uuid, other.bus_id)
+                for other, other_name in rows
+            ),
             told(unit.state),
             "; ".join(reason.evidence for reason in unit.reasons),
             unit.uuid,

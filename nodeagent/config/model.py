@@ -144,7 +144,11 @@ class Log:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that an administrator can set."""
+    """Everything that an administrator can set.
+
+    `placement` decides between sets that are equally good for a job: `pack` leaves well-linked units together, `spread`
+    takes units where most is free (lock/placement.py).
+    """
 
     state_dir: str = setting(DEFAULT_STATE_DIR, values.absolute_path, hook=True)
     data_dir: str = setting("/var/lib/gpu-nodeagent", values.absolute_path)
@@ -152,6 +156,7 @@ class Config:
     listen: str = setting(":9836", values.listen_address)
     interval: float = setting(10.0, values.positive_duration)
     probe_timeout: float = setting(5.0, values.positive_duration)
+    placement: str = setting("pack", values.one_of("pack", "spread"), hook=True)
     roots: Roots = section(Roots)
     scheduler: Scheduler = section(Scheduler)
     hooks: Hooks = section(Hooks)

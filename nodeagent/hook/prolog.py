@@ -38,6 +38,8 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
     deadline = time.monotonic() + wait
     # A short list may be the driver's fault and no measure of what a job may ask for.
     complete = node.fresh and verdict.node_state == OK and all(u.state in (OK, DEGRADED) for u in verdict.units)
+    # No reason to refuse a job: an older release compiled hook.conf without it.
+    spread = node.conf is not None and node.conf.settings.get("placement") == "spread"
     while True:
         with node.store.exclusive():
             node.store.sweep()
@@ -47,7 +49,7 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
             usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and not _named(u, retired)]
             free = [u for u in usable if not _named(u, held)]
             if len(free) >= count:
-                chosen = _choose(verdict, free, count)
+                chosen = _choose(verdict, free, count, spread)
                 owner.units = tuple(unit.unit for unit in chosen)
                 node.store.claim(owner)
                 return chosen
@@ -66,11 +68,12 @@ def _named(unit: UnitLine, names: "Mapping[str, object]") -> str:
     return unit.unit if unit.unit in names else unit.gpu if unit.gpu in names else ""
 
 
-def _choose(verdict: VerdictFile, free: "Sequence[UnitLine]", count: int) -> "list[UnitLine]":
+def _choose(verdict: VerdictFile, free: "Sequence[UnitLine]", count: int, spread: bool) -> "list[UnitLine]":
     column = {unit.unit: at for at, unit in enumerate(verdict.units)}
     places = [column[unit.unit] for unit in free]
     links = [[unit.links[at] if at < len(unit.links) else 0 for at in places] for unit in free]
-    return [free[at] for at in choose(count, links, [unit.state != OK for unit in free])]
+    nodes = [unit.numa for unit in free] if spread else None
+    return [free[at] for at in choose(count, links, [unit.state != OK for unit in free], nodes)]
 
 
 class Recorded:

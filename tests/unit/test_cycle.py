@@ -556,7 +556,9 @@ def test_a_short_sweep_does_not_turn_a_gpu_in_mig_mode_into_a_whole_one(bench: B
     bench.run()
     names = [unit.unit for unit in read_verdict(bench.state).units]
     assert names == [bench.uuid(0), bench.uuid(1), bench.uuid(2), *(instance.uuid for instance in instances)]
-    assert {unit.gpu for unit in read_verdict(bench.state).units[3:]} == {bench.uuid(3)}
+    lines = read_verdict(bench.state).units
+    assert {unit.gpu for unit in lines[3:]} == {bench.uuid(3)}
+    assert lines[3].links[3] == 0 and lines[3].links[4] == lines[4].links[3] > max(lines[0].links)
     bench.source.hang(1)
     bench.run()
     assert [unit.unit for unit in read_verdict(bench.state).units] == names
