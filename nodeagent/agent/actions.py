@@ -102,18 +102,16 @@ class Actions:
         self.scheduler = scheduler
         self.max_drained = max_drained
         self.boot_id = boot_id
-        self._unrecorded: dict[str, dict[str, str]] = {}
 
     def publish_retired(self) -> None:
-        """Make what hooks see the same as what is recorded: whatever kept a step of retire or restore from its end.
+        """Make what hooks see and what is recorded the same: what stands in either is retired.
+
+        So a retirement that was cut short anywhere is completed, and none is undone but by `restore`.
 
         Raises:
-            LockBusy, OSError: it is not the same; the next call tries again.
+            NodeAgentError, OSError: they are not the same yet; the next call tries again.
 
         """
-        for unit, record in list(self._unrecorded.items()):
-            self.records.put_retired(unit, record)
-            del self._unrecorded[unit]
         if self.records.retired() == self.store.retired():
             return
         with self.store.exclusive():
@@ -122,13 +120,13 @@ class Actions:
                 if shown.get(unit) != recorded[unit]:
                     self.store.retire(unit, recorded[unit].items())
             for unit in shown.keys() - recorded.keys():
-                self.store.restore(unit)
+                self.records.put_retired(unit, shown[unit])
 
     def retired(self) -> dict[str, dict[str, str]]:
         """Return unit → record of all that is retired, also where that could not be recorded or the record be read."""
         try:
             recorded = self.records.retired()
-        except OSError:
+        except (NodeAgentError, OSError):
             recorded = {}
         return {**self.store.retired(), **recorded}
 
@@ -148,24 +146,23 @@ class Actions:
             "since": str(int(time.time())),
             "boot_id": self.boot_id,
         }
-        failure: OSError | None = None
+        failure: Exception | None = None
         try:
             self.records.put_retired(unit, record)
-        except OSError as error:  # a full or dying disk must not keep a dying GPU in service
+        except (NodeAgentError, OSError) as error:  # a full or dying disk must not keep a dying GPU in service
             failure = error
-            self._unrecorded[unit] = record
         with self.store.exclusive():
             self.store.retire(unit, record.items())
         if failure is not None:
             raise NotRecorded(f"{unit} is retired", str(failure)) from failure
 
     def restore(self, unit: str) -> bool:
-        """Grant the unit again; False if it was not retired."""
-        self._unrecorded.pop(unit, None)
-        recorded = unit in self.records.retired()
-        self.records.drop_retired(unit)
+        """Grant the unit again; False if it was not retired. What fails half-way leaves it retired."""
         with self.store.exclusive():
-            return self.store.restore(unit) or recorded
+            recorded = unit in self.records.retired()
+            shown = self.store.restore(unit)
+            self.records.drop_retired(unit)
+        return shown or recorded
 
     def drain(self, reason: str, action: RecoveryAction, by: str = BY_AGENT, force: bool = False) -> None:
         """Drain the node, unless somebody else has or the limit is reached (`force`: an administrator overrules that).
@@ -187,10 +184,10 @@ class Actions:
             raise DrainRefused(f"limits.max_drained ({self.max_drained}) is reached")
         before = self.records.drain()
         scope = " ".join(sorted({*self.scheduler.drain_scope().split(), *(before.scope.split() if before else ())}))
-        failure: OSError | None = None
+        failure: Exception | None = None
         try:
             self.records.put_drain(DrainRecord(reason, action, by, scope))
-        except OSError as error:
+        except (NodeAgentError, OSError) as error:
             failure = error
         self.scheduler.drain(reason, scope)
         if failure is not None:
@@ -217,6 +214,7 @@ class Actions:
             record = adopted(state.reason or "") or DrainRecord(state.reason or "", scope="node")
             if state.reason is None:
                 raise DrainRefused("there is no record that this product disabled the host's queues")
-        if state.drained and record is not None:
+        # A scheduler without reasons may have been opened in part by somebody: what is still closed by us is opened.
+        if record is not None and (state.drained or state.reason is None):
             self.scheduler.resume(record.scope)
         self.records.drop_drain()

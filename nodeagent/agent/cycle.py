@@ -18,9 +18,10 @@ from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import CommandFailed, NodeAgentError, StateGone
 from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
-from nodeagent.health.memory import Memory, clear, from_plain, to_plain
+from nodeagent.health.memory import Memory, clear, explains, from_plain, to_plain
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
+from nodeagent.health.xid import latches, look_up
 from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
@@ -32,6 +33,7 @@ from nodeagent.state.verdict_file import VERDICT
 _DAY = 86400.0
 _CONFLICT = "conflict"
 _QUIET_EVENTS = ("grant", "release")
+_EVENTS = ("xid", "ecc-uncorrected")
 RESTORED_BY_HAND = "restored_by_hand"  # the event by which `restore` tells the agent to forget latched XIDs
 
 
@@ -72,6 +74,7 @@ class Cycle:
         self._binds = ("", "", float("-inf"))
         self._binds_pause = 0.0
         self._tidied = float("-inf")
+        self._tidy_pause = ASK_AGAIN * config.interval
         self._instances: Instances = {}
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log)
@@ -83,14 +86,20 @@ class Cycle:
 
     def begin(self) -> None:
         """Make hooks see what was retired before this boot, and take up what an agent before this one remembered."""
-        self.ports.actions.publish_retired()
+        self._attempt("publish_retired", self.ports.actions.publish_retired)
         try:
             remembered = read_document(self.ports.state, MEMORY)
             if remembered is not None:
                 self.memory = from_plain(remembered)
-        except NodeAgentError as error:
-            self._decider.memory_lost = True
+        except (NodeAgentError, OSError) as error:
             self.ports.log.error("memory_unreadable", why=str(error), note="what is retired stays so until `restore`")
+        # What was retired for an event leaves no trace but in the memory: if it is not there, nothing shows that the
+        # fault is over. (It may have been lost, or never have been written for want of space.)
+        self._decider.unexplained = {
+            unit
+            for unit, record in self.ports.actions.retired().items()
+            if record.get("check") in _EVENTS and not explains(self.memory, unit)
+        }
 
     def end(self) -> None:
         """Let go of the probe."""
@@ -101,9 +110,12 @@ class Cycle:
         return self.ports.source.fileno()
 
     def witnessed(self) -> bool:
-        """Take up what woke the agent; True if XIDs wait for the next cycle (most lines of a kernel log are none)."""
+        """Take up what woke the agent; True if one of the XIDs that wait for the next cycle is grave enough to hurry.
+
+        Most lines of a kernel log are none, and those that programs cause must not set the agent's pace.
+        """
         self._xids += self.ports.source.take_xids()
-        return bool(self._xids)
+        return any(latches(look_up(event.xid, self.config.health.xid_actions)) for event in self._xids)
 
     def successor(self, config: Config, ports: Ports) -> Cycle:
         """Return the cycle that goes on with another configuration and all that this one remembers."""
@@ -134,7 +146,7 @@ class Cycle:
         self._attempt("remember", lambda: write_document(self.ports.state, MEMORY, to_plain(self.memory)))
         self._note(facts, previous, verdict)
         self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
-        self._reconciler.run(facts)
+        self._reconciler.run(facts, self._instances)
         self._decider.act(verdict)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         record = self.ports.actions.records.drain()
@@ -215,8 +227,10 @@ class Cycle:
         now = self.ports.clock.monotonic()
         if now - self._binds[2] >= self._binds_pause:
             self._find_driver_set(driver)
-        if now - self._tidied >= ASK_AGAIN * self.interval:
+        if now - self._tidied >= self._tidy_pause:
             self._tidied = now
+            # Asked ever more seldom: what a hung driver keeps from answering may stay behind as a hanging process.
+            self._tidy_pause = min(_DAY, 2 * max(self._tidy_pause, ASK_AGAIN * self.interval))
             if not self.ports.hook_conf.complete:
                 self.ports.hook_conf()
             reruns.sweep(self.ports.state, _DAY)

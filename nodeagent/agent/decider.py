@@ -37,8 +37,8 @@ class Decider:
         self.config = config
         self.actions = actions
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.memory_lost = False
-        """Set when what was known in this boot was lost: then nothing that was retired in it comes back by itself."""
+        self.unexplained: set[str] = set()
+        """Units retired in this boot for what nothing is remembered of: they do not come back by themselves."""
         self._clock = clock
         self._log = log
         self._cycles = 0
@@ -50,12 +50,8 @@ class Decider:
     def successor(self, config: Config, actions: Actions) -> Decider:
         """Return the one that goes on with another configuration."""
         new = Decider(config, actions, self._clock, self._log)
-        new.counts, new.memory_lost, new._cycles, new._adopted = (
-            self.counts,
-            self.memory_lost,
-            self._cycles,
-            self._adopted,
-        )
+        new.counts, new.unexplained = self.counts, self.unexplained
+        new._cycles, new._adopted = self._cycles, self._adopted
         return new
 
     def act(self, verdict: Verdict) -> None:
@@ -65,15 +61,15 @@ class Decider:
         retired = self.actions.retired()
         due: set[Decision] = set()
         for decision in decide_units(verdict, retired, self.config.policy):
-            if not isinstance(decision, Restore) or self._may_return(verdict, retired[decision.unit]):
+            if not isinstance(decision, Restore) or self._may_return(verdict, decision.unit, retired[decision.unit]):
                 due.add(decision)
                 self._do(decision)
         due.update(self._act_on_node(verdict))
         self._said &= due
 
-    def _may_return(self, verdict: Verdict, record: Mapping[str, str]) -> bool:
+    def _may_return(self, verdict: Verdict, unit: str, record: Mapping[str, str]) -> bool:
         """Say whether a unit that looks well may come back: looked at often enough, and nothing about it forgotten."""
-        if self.memory_lost and record.get("boot_id") == verdict.boot_id:
+        if unit in self.unexplained and record.get("boot_id") == verdict.boot_id:
             return False
         return self._cycles > self.config.health.recover
 
@@ -88,7 +84,7 @@ class Decider:
                 return
         settled = self._cycles > self.config.health.recover
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
-        question = (wanted.reason if wanted is not None else None, record, states)
+        question = (wanted.action if wanted is not None else None, record, states)
         now = self._clock.monotonic()
         if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
             return
@@ -132,6 +128,7 @@ class Decider:
             self._done(word, fields)
             self._log.error("not_recorded", why=str(error))
         except (NodeAgentError, OSError) as error:
+            self._adopted = False  # it may take effect all the same: look again, also when all is well by then
             self._failed(word, error)
         else:
             self._done(word, fields)

@@ -66,6 +66,7 @@ class Agent:
         self.page: Page | None = None
         self.flags = Flags()
         self._failures = 0
+        self._hurried = False
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -151,6 +152,7 @@ class Agent:
     def _wait(self, awake: socket.socket, started: float) -> None:
         """Wait for the next cycle's time, a signal or an XID, with signs of life for the watchdog in between."""
         deadline = started + self.cycle.interval
+        hurried, self._hurried = self._hurried, False  # at most one cycle out of turn between two in turn
         with selectors.DefaultSelector() as selector:
             selector.register(awake, selectors.EVENT_READ)
             witness = self.cycle.fileno()
@@ -164,8 +166,8 @@ class Agent:
                 for key, _ in selector.select(nap):
                     if key.fileobj is awake:
                         _drain(awake)
-                    elif self.cycle.witnessed():
-                        selector.unregister(key.fileobj)
+                    elif self.cycle.witnessed() and not hurried and not self._hurried:
+                        self._hurried = True
                         deadline = min(deadline, self._clock.monotonic() + _SHORTEST_PAUSE)
                 if self._failures < _MOST_FAILURES:
                     self._notifier.alive()

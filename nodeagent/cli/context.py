@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
@@ -71,7 +72,10 @@ def status_of(config: Config, state: Directory | None) -> dict[str, Any]:
 
 
 def look(config: Config) -> tuple[Verdict, NodeFacts]:
-    """Read every GPU once, in a probe process that ends afterwards, and judge what was read."""
+    """Read every GPU once, in a probe process that ends afterwards, and judge what was read.
+
+    One look is all there is, so every finding counts at once.
+    """
     from nodeagent.gpu.probe import ProbeProcess
 
     source = ProbeProcess(config)
@@ -79,7 +83,7 @@ def look(config: Config) -> tuple[Verdict, NodeFacts]:
         facts = source.sample()
     finally:
         source.close()
-    verdict, _ = judge(Memory(), facts, config.health)
+    verdict, _ = judge(Memory(), facts, replace(config.health, default_strikes=1, strikes={}))
     return verdict, facts
 
 

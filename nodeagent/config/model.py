@@ -96,7 +96,8 @@ class Health:
     expected_gpus: int = setting(-1, values.count)
     default_strikes: int = setting(1, values.positive_count)
     strikes: Mapping[str, int] = setting(
-        {"driver-unresponsive": 2, "probe-crashed": 2}, values.mapping(values.name, values.positive_count)
+        {"driver-init": 3, "driver-unresponsive": 2, "probe-crashed": 2},
+        values.mapping(values.name, values.positive_count),
     )
     recover: int = setting(3, values.positive_count)
     uncorrected_ecc_per_hour: float = setting(0.0, values.number)

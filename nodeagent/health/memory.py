@@ -103,6 +103,12 @@ class Memory:
     units: Mapping[str, UnitMemory] = field(default_factory=dict)
 
 
+def explains(memory: Memory, uuid: str) -> bool:
+    """Say whether anything is held against that GPU: a latched XID, counted ECC errors, a finding that stands."""
+    unit = memory.units.get(uuid)
+    return unit is not None and bool(unit.latches or unit.standing or unit.ecc is not None)
+
+
 def clear(memory: Memory, uuid: str) -> Memory:
     """Return the memory after an administrator's restore of that GPU.
 

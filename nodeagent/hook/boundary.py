@@ -48,5 +48,6 @@ def _report(name: str, error: Exception, status: int) -> int:
 
 def main(hook: "Hook") -> None:
     """Run a hook as this process: its status is the process's, and nothing else is."""
+    os.umask(0o022)  # the scheduler's own may be tighter, and users' commands read what is made here
     status = hook(sys.argv[1:], os.environ)
     os._exit(status)

@@ -203,10 +203,10 @@ def _grant(
         return SGE_USER_ERROR
     try:
         job.export(_environment(node, conf, units, environ))
+        reruns.forget(node.state, owner.job, owner.task)
     except BaseException:
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
         raise
-    reruns.forget(node.state, owner.job, owner.task)
     node.event("grant", owner, units=" ".join(owner.units))
     return 0
 

@@ -121,7 +121,10 @@ class Store:
             swept = []
             for name in locks.names():
                 if name.startswith((_PREPARED, _DISCARDED)) or (is_unit(name) and not _exists(f"{name}/owner", locks)):
-                    _remove_tree(name, locks.fd)
+                    try:
+                        _remove_tree(name, locks.fd)
+                    except OSError:
+                        continue  # debris that will not go is in nobody's way, but a unit's name stays taken
                     swept.append(name)
             return swept
         finally:
@@ -146,8 +149,7 @@ class Store:
                 self._claim_one(locks, unit, owner.grant, text)
                 done.append(unit)
         except (UnitHeld, OSError):
-            for unit in done:
-                self._discard(locks, unit)
+            self._discard(locks, done)
             raise
         finally:
             locks.close()
@@ -164,11 +166,18 @@ class Store:
                 raise UnitHeld(unit, str(self._read_owner(locks, unit))) from error
             raise
 
-    def _discard(self, locks: Directory, unit: str) -> None:
-        """Free the unit at once (a rename), then remove what is left of its lock."""
-        gone = f"{_DISCARDED}{os.getpid()}-{unit}"
-        os.rename(unit, gone, src_dir_fd=locks.fd, dst_dir_fd=locks.fd)
-        _remove_tree(gone, locks.fd)
+    def _discard(self, locks: Directory, units: "Iterable[str]") -> None:
+        """Free the units (a rename each), then remove what is left of their locks, or leave it to the next sweep."""
+        gone = []
+        for unit in units:
+            name = f"{_DISCARDED}{os.getpid()}-{unit}"
+            os.rename(unit, name, src_dir_fd=locks.fd, dst_dir_fd=locks.fd)
+            gone.append(name)
+        for name in gone:
+            try:
+                _remove_tree(name, locks.fd)
+            except OSError:
+                continue
 
     def release(self, mine: "Callable[[Owner], bool]") -> "dict[str, Owner]":
         """Free the units whose owner `mine` accepts and nothing else; return them with their owners."""
@@ -176,8 +185,7 @@ class Store:
         if freed:
             locks = self._state.sub(LOCKS)
             try:
-                for unit in freed:
-                    self._discard(locks, unit)
+                self._discard(locks, freed)
             finally:
                 locks.close()
         return freed

@@ -25,6 +25,8 @@ from nodeagent.metrics.page import render_page
 from nodeagent.snapshot import Snapshot
 
 MAX_CONNECTIONS = 16
+MAX_FROM_ONE = 6
+"""Connections at once from one address: a job on the node must not keep the monitoring out."""
 IDLE_SECONDS = 5.0
 LIFE_SECONDS = 30.0
 """A connection older than this is closed, so that clients that send one byte at a time cannot keep the others out."""
@@ -204,7 +206,8 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Take a connection, or turn it away if there are enough."""
         with self._lock:
-            full = len(self._open) >= MAX_CONNECTIONS
+            peers = [_peer(other) for other in self._open]
+            full = len(peers) >= MAX_CONNECTIONS or peers.count(_peer(request)) >= MAX_FROM_ONE
             if not full:
                 self._open[request] = time.monotonic() + LIFE_SECONDS
         if not full:
@@ -243,6 +246,14 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client that goes away in the middle is no news, and a page's fault was answered with 500."""
+
+
+def _peer(connection: socket.socket) -> str:
+    """Return the address at the other end; empty if it is gone."""
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return ""
 
 
 class MetricsServer:

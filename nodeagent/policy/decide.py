@@ -98,7 +98,7 @@ def adopted(reason: str) -> DrainRecord | None:
 
     Only a reason that the agent itself wrote names the recovery action; an administrator's stays theirs.
     """
-    word = reason.rpartition("; needs ")[2].partition(" ")[0]
+    word = reason.rpartition("; needs ")[2]  # to the very end: with a word of anybody's behind it, it is theirs
     if not reason.startswith(REASON_PREFIX) or word not in _WORDS:
         return None
     return DrainRecord(reason, RecoveryAction.of(word), scope="node")
@@ -175,7 +175,8 @@ def decide_node(
         return
     if record is None:
         return
-    if not node.drained or node.foreign:
+    edited = node.reason is not None and node.reason != record.reason and bool(node.reason)
+    if node.foreign or edited or (not node.drained and node.reason is not None):
         yield ForgetDrain()
     elif (
         record.by == BY_AGENT

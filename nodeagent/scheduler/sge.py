@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from nodeagent.config.model import Config, Sge
@@ -10,6 +9,8 @@ from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
+
+_RUN = "/active_jobs/"
 
 
 def sge_environment(sge: Sge) -> dict[str, str]:
@@ -76,15 +77,21 @@ class SgeScheduler:
     asks_to_know_ends = False
 
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
-        """See Scheduler: the exec daemon removes a run's spool directory when it has reaped its shepherd."""
-        found = {}
-        for owner in owners:
-            if owner.scheduler == self.name and "/active_jobs/" in owner.run:
-                try:
-                    os.stat(owner.run)
-                except FileNotFoundError:
-                    found[owner.grant] = f"the exec daemon has removed {owner.run}"
-        return found
+        """See Scheduler: the exec daemon removes a run's spool directory when it has reaped its shepherd.
+
+        Evidence is only that the run is missing from a directory that was listed, never that nothing could be seen:
+        a spool may be on a file server, so another process looks at it.
+        """
+        runs = {owner.grant: owner.run for owner in owners if owner.scheduler == self.name and _RUN in owner.run}
+        listed = {
+            parent: self._runner(("/bin/ls", "-1", "--", parent), None, self._timeout).split()
+            for parent in {run.rpartition("/")[0] for run in runs.values()}
+        }
+        return {
+            grant: f"the exec daemon has removed {run}"
+            for grant, run in runs.items()
+            if run.rpartition("/")[2] not in listed[run.rpartition("/")[0]]
+        }
 
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""

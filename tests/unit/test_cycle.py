@@ -491,7 +491,12 @@ def test_state_and_record_of_retirements_are_made_equal_again(bench: Bench) -> N
     with bench.store.exclusive():
         bench.store.retire(bench.uuid(1), [("by", BY_ADMIN)])
     bench.run()
-    assert list(bench.store.retired()) == list(records.retired()) == [bench.uuid(0)]
+    both = sorted([bench.uuid(0), bench.uuid(1)])
+    assert sorted(bench.store.retired()) == sorted(records.retired()) == both
+    for unit in both:
+        assert bench.cycle.ports.actions.restore(unit)
+    bench.run()
+    assert bench.store.retired() == records.retired() == {}
 
 
 def test_a_unit_retired_by_hand_takes_a_node_out_that_cannot_spare_it_and_brings_it_back(slurmish: Bench) -> None:
@@ -657,3 +662,66 @@ def test_a_directory_that_takes_no_writes_keeps_no_faulty_gpu_in_service(
     slurmish.source.lose(1)
     slurmish.run()
     assert slurmish.scheduler.state.drained
+
+
+def test_a_memory_that_was_never_written_brings_nothing_back_in_the_same_boot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run()
+    bench.source.xid(0, 79)
+    bench.run()
+    bench.state.remove("memory")
+    bench.cycle = bench.new_cycle()
+    bench.run(10)
+    assert list(bench.store.retired()) == [bench.uuid(0)]
+    bench.cycle.ports.actions.restore(bench.uuid(0))
+    bench.run(3)
+    assert bench.store.retired() == {}
+
+
+def test_a_lock_stays_while_nobody_can_tell_whether_its_gpu_is_used(bench: Bench) -> None:
+    claim(bench, "7", 0)
+    bench.scheduler.over = {"7"}
+    bench.source.hang()
+    bench.run(130)
+    assert len(bench.store.owners()) == 1
+    bench.source.heal()
+    bench.source.lose(0)
+    bench.run(130)
+    assert len(bench.store.owners()) == 1
+
+
+def test_xids_of_programs_do_not_set_the_agents_pace(bench: Bench) -> None:
+    bench.run()
+    bench.source.xid(0, 31)
+    assert not bench.cycle.witnessed()
+    bench.source.xid(0, 79)
+    assert bench.cycle.witnessed()
+    bench.run()
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.xids == {(bench.uuid(0), 31): 1, (bench.uuid(0), 79): 1}
+
+
+def test_a_reason_that_somebody_added_to_is_theirs(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.source.lose(1)
+    slurmish.run()
+    ours = slurmish.scheduler.state.reason
+    theirs = NodeState(True, f"{ours} -- bob: do NOT resume")
+    slurmish.scheduler.state = theirs
+    slurmish.source.heal()
+    slurmish.run(20)
+    slurmish.cycle = slurmish.new_cycle()
+    slurmish.run(20)
+    assert slurmish.scheduler.state == theirs
+
+
+def test_a_record_directory_that_is_not_to_be_trusted_keeps_no_faulty_gpu_in_service(slurmish: Bench) -> None:
+    slurmish.run()
+    (slurmish.directory / "data" / "retired").mkdir(exist_ok=True)
+    (slurmish.directory / "data" / "retired").chmod(0o775)
+    slurmish.source.lose(1)
+    slurmish.run()
+    assert list(slurmish.store.retired()) == [slurmish.uuid(1)] and slurmish.scheduler.state.drained
+    slurmish.cycle = slurmish.new_cycle()
+    slurmish.run()

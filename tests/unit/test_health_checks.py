@@ -162,7 +162,9 @@ def test_a_node_without_gpus_is_well_and_says_so(error: int | None) -> None:
 def test_nvml_that_does_not_start_fails_the_node_and_leaves_its_gpus_unknown(code: int, words: str) -> None:
     cycles = Cycles()
     cycles.see(gpu(0))
-    cycles.see(nvml_error=code, nvml_error_text="Unknown\nError", pci_gpus=1)
+    for expected in ("OK", "OK", "FAILED"):
+        cycles.see(nvml_error=code, nvml_error_text="Unknown\nError", pci_gpus=1)
+        assert cycles.verdict.node_state == expected, "a driver that is being exchanged is no fault yet"
     (finding,) = cycles.verdict.node_findings
     assert (finding.check, finding.action) == ("driver-init", RecoveryAction.REBOOT_NODE)
     assert words in finding.evidence
@@ -172,8 +174,16 @@ def test_nvml_that_does_not_start_fails_the_node_and_leaves_its_gpus_unknown(cod
 
 def test_nvml_without_a_driver_fails_also_where_the_bus_was_not_read() -> None:
     cycles = Cycles()
-    cycles.see(nvml_error=12, pci_gpus=None)
+    for _ in range(3):
+        cycles.see(nvml_error=12, pci_gpus=None)
     assert cycles.verdict.node_state == "FAILED"
+
+
+def test_a_node_of_which_no_gpus_are_expected_is_well_whatever_card_is_in_it() -> None:
+    cycles = Cycles(Health(expected_gpus=0))
+    for _ in range(4):
+        cycles.see(nvml_error=9, pci_gpus=1)
+    assert cycles.verdict.node_state == "OK"
 
 
 def test_the_probers_own_trouble_is_no_fault_of_the_driver() -> None:

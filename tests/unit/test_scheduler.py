@@ -212,13 +212,15 @@ def test_which_slurm_jobs_are_over() -> None:
     assert len(runner.asked) == 1
 
 
-def test_which_grid_engine_jobs_are_over(tmp_path: Path) -> None:
-    here = tmp_path / "active_jobs" / "1.1"
-    here.mkdir(parents=True)
+def test_which_grid_engine_jobs_are_over() -> None:
     owners = [
-        Owner("sge", job="1", grant="runs", run=str(here)),
-        Owner("sge", job="2", grant="over", run=str(here.with_name("2.1"))),
+        Owner("sge", job="1", grant="runs", run="/spool/active_jobs/1.1"),
+        Owner("sge", job="2", grant="over", run="/spool/active_jobs/2.1"),
         Owner("sge", job="3", grant="unknown", run=""),
-        Owner("slurm", job="4", grant="another", run=str(here.with_name("4.1"))),
+        Owner("slurm", job="4", grant="another", run="/spool/active_jobs/4.1"),
     ]
-    assert list(sge()[0].ended(owners)) == ["over"]
+    for trouble in (CommandFailed(["ls"], 2, "No such file or directory"), CommandFailed(["ls"], None, "")):
+        with pytest.raises(CommandFailed):
+            SgeScheduler(Config(), "h1", Answers(ls=trouble)).ended(owners)
+    scheduler = SgeScheduler(Config(), "h1", Answers(ls="1.1\n9.1\n"))
+    assert list(scheduler.ended(owners)) == ["over"]
