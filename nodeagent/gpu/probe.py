@@ -18,6 +18,8 @@ from nodeagent.state.boot import boot_id
 MAX_STUCK = 2
 """Probe processes in state D beside which no further one is started: the first, and the one that took its place."""
 RELEASE_TIMEOUT = 3.0
+PATIENCE = 4
+"""How many times `probe_timeout` a sweep may take that makes progress all the while."""
 RETRIED = (None, 9, 12)
 """NVML's answers with which a probe process is kept: none bad, no driver yet, no library yet. After any other (18: the
 driver was replaced) a fresh process is needed, which loads the library that is there now."""
@@ -29,12 +31,13 @@ Spot = tuple[str, int]
 class ProbeProcess:
     """Reads GPUs through a probe process; see facts.GpuSource for the contract.
 
-    A sample takes at most `probe_timeout`, and half a second more where the probe has to be killed. A GPU at which it
+    A sample ends `probe_timeout` after the probe's last sign of life, PATIENCE times that at most, and half a second
+    later where the probe has to be killed. A GPU at which it
     hung or crashed is read last from then on, until it answers. A probe that even SIGKILL does not end (state D) is
     left behind, and as long as it is there its GPU is not asked again but reported as hung.
 
     Args:
-        config: `probe_timeout`, the start of the process included, and `roots`.
+        config: `probe_timeout`, for the start of the process and for each GPU, and `roots`.
         env: the probe's environment, by default ours; of it the loader takes LD_LIBRARY_PATH.
         clock: the time.
         kernel_log: the second witness; by default `<dev>/kmsg` from now on.
@@ -182,7 +185,12 @@ class ProbeProcess:
         return None
 
     def _ask(self, worker: Worker, sweep: Sweep, deadline: float) -> None:
-        """Have one sweep made and take what comes until its end or the deadline; raises Gone."""
+        """Have one sweep made and take what comes until its end or the deadline; raises Gone.
+
+        Each word of the worker's is a sign of life and moves the deadline, up to PATIENCE times the whole: eight cold
+        GPUs that answer slowly are not one that hangs.
+        """
+        last = deadline + (PATIENCE - 1) * self.timeout
         worker.request(
             op="sample",
             known=[[index, uuid, bus_id] for index, (uuid, bus_id) in self._known.items()],
@@ -192,7 +200,10 @@ class ProbeProcess:
         while not sweep.ended and (left := deadline - self._clock.monotonic()) > 0:
             # Before the first sweep nobody knows which GPU a bus id of the kernel's is: the log can wait.
             worker.wait_readable(left, self._xids.kernel_fileno() if self._xids.uuids else -1)
-            for message in worker.messages():
+            messages = worker.messages()
+            if messages:
+                deadline = min(last, self._clock.monotonic() + self.timeout)
+            for message in messages:
                 self._take(message, sweep)
             if self._xids.uuids:
                 self._xids.read_kernel()

@@ -821,3 +821,12 @@ def test_the_device_of_the_kernel_log_begins_at_its_end(sim: SimWorld) -> None:
     (event,) = xids_within(source, 1)
     assert (event.uuid, event.xid, event.source) == (sim.uuid(3), 48, "kernel")
     assert abs(event.monotonic - time.monotonic()) < 5.0
+
+
+def test_slow_gpus_are_not_hung_ones(sim: SimWorld) -> None:
+    sim.source.timeout = 1.0
+    sim.scenario.delay(250, call="nvmlDeviceGetUtilizationRates")
+    facts = sim.source.sample()
+    assert not facts.hung and len(facts.gpus) == 8
+    assert facts.duration > 1.5, "each GPU took its quarter of a second, all of them more than the time-out"
+    assert sim.source.timeouts == 0
