@@ -234,6 +234,7 @@ class Cycle:
             if not self.ports.hook_conf.complete:
                 self.ports.hook_conf()
             reruns.sweep(self.ports.state, _DAY)
+            self.ports.state.forget_temporaries(_DAY)
 
     def _find_driver_set(self, driver: str) -> None:
         """Look for the site's driver set: before the verdict when the driver is new, else when all else is done."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 from nodeagent.errors import UnknownFormat, UntrustedFile
 
@@ -166,6 +167,12 @@ class Directory:
             raise
         if durable:
             os.fsync(self.fd)
+
+    def forget_temporaries(self, seconds: float) -> None:
+        """Remove what a `replace` that was killed left behind so long ago (names that begin with a dot)."""
+        for name in self.names():
+            if name.startswith(".") and time.time() - os.stat(name, dir_fd=self.fd).st_mtime > seconds:
+                self.remove(name)
 
     def remove(self, name: str) -> bool:
         """Remove a file; False if there was none."""

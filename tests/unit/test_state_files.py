@@ -115,3 +115,13 @@ def test_a_state_directory_that_is_a_link_or_a_file_is_refused(place: Path) -> N
     with pytest.raises(FileNotFoundError):
         Directory(str(place / "none"))
     assert Directory(str(place / "new"), create=True).names() == []
+
+
+def test_what_a_killed_writer_left_is_forgotten_and_nothing_else(place: Path) -> None:
+    for name in (".verdict.1", ".verdict.2", "verdict"):
+        (place / name).write_text("x")
+    for name in (".verdict.1", "verdict"):
+        os.utime(place / name, (0, 0))
+    directory = Directory(str(place))
+    directory.forget_temporaries(60)
+    assert directory.names() == [".verdict.2", "verdict"]
