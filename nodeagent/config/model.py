@@ -108,14 +108,16 @@ class Health:
 class Policy:
     """What is done about a finding, by the recovery action it asks for: tell, retire or drain.
 
-    `retire` becomes a drain where the scheduler cannot spare one GPU and keep the node. With `dry_run` every decision
-    is logged and counted, and nothing is done.
+    `retire` becomes a drain where the scheduler cannot spare one GPU and keep the node. A GPU of which nothing is known
+    for longer than `unknown_after` is treated as one that asks for reset_gpu: a dying one often has no better answer.
+    With `dry_run` every decision is logged and counted, and nothing is done.
     """
 
     restart_application: str = setting("tell", values.one_of("tell", "retire", "drain"))
     reset_gpu: str = setting("retire", values.one_of("tell", "retire", "drain"))
     reboot_node: str = setting("retire", values.one_of("tell", "retire", "drain"))
     inspect_hardware: str = setting("retire", values.one_of("tell", "retire", "drain"))
+    unknown_after: float = setting(600.0, values.positive_duration)
     dry_run: bool = setting(False, values.boolean)
 
 

@@ -114,6 +114,15 @@ def _unfit(verdict: Verdict) -> tuple[tuple[Finding, ...], RecoveryAction]:
     return (), RecoveryAction.NONE
 
 
+def asked_of(unit: UnitVerdict, verdict: Verdict, policy: Policy) -> RecoveryAction:
+    """Return the recovery action that a unit asks for: none while it is not failed, nor unknown for too long."""
+    if unit.state == FAILED:
+        return unit.action
+    if unit.state == UNKNOWN and verdict.monotonic - unit.since > policy.unknown_after:
+        return max(unit.action, RecoveryAction.RESET_GPU)
+    return RecoveryAction.NONE
+
+
 def wanted_drain(
     verdict: Verdict, policy: Policy, spares_units: bool, retired: Mapping[str, Mapping[str, str]]
 ) -> Drain | None:
@@ -127,14 +136,15 @@ def wanted_drain(
     if grave and _word(policy, action) != "tell":
         parts.append((_evidence(grave), action))
     for uuid, record in retired.items() if not spares_units else ():
-        if not any(unit.uuid == uuid and unit.state == FAILED for unit in verdict.units):
+        if not any(unit.uuid == uuid and asked_of(unit, verdict, policy) for unit in verdict.units):
             known = record.get("action", "")
             asked = RecoveryAction.of(known) if known in _WORDS else RecoveryAction.NONE
             parts.append((record.get("reason", uuid).partition("; needs ")[0], asked))
     for unit in verdict.units:
-        word = _word(policy, unit.action) if unit.state == FAILED else "tell"
+        asked = asked_of(unit, verdict, policy)
+        word = _word(policy, asked)
         if word == "drain" or (word == "retire" and not spares_units):
-            parts.append((describe(unit), unit.action))
+            parts.append((describe(unit), asked))
     if not parts:
         return None
     action = max(action for _, action in parts)
@@ -151,9 +161,10 @@ def decide_units(
     """
     for unit in verdict.units:
         record = retired.get(unit.uuid)
-        if unit.state == FAILED and record is None and _word(policy, unit.action) != "tell":
+        asked = asked_of(unit, verdict, policy)
+        if record is None and _word(policy, asked) != "tell":
             worst = unit.reasons[0].check if unit.reasons else ""
-            yield Retire(unit.uuid, needs(describe(unit), unit.action), worst, unit.action)
+            yield Retire(unit.uuid, needs(describe(unit), asked), worst, asked)
         elif record is not None and unit.state not in (FAILED, UNKNOWN) and record.get("by") == BY_AGENT:
             if record.get("action") != RecoveryAction.INSPECT_HARDWARE.word:
                 yield Restore(unit.uuid)

@@ -52,6 +52,18 @@ def test_application_faults_unknown_and_told_ones_retire_nothing() -> None:
     assert list(decide_units(verdict(unit()), {}, Policy(reset_gpu="tell"))) == []
 
 
+def test_a_gpu_of_which_nothing_is_known_for_long_is_taken_out() -> None:
+    unknown = unit("UNKNOWN", RecoveryAction.NONE)
+    for now, out in ((600.0, False), (601.0, True)):
+        found = Verdict("boot", now, (unknown,))
+        assert bool(list(decide_units(found, {}, Policy()))) is out
+        assert bool(wanted_drain(found, Policy(), spares_units=False, retired={})) is out
+        assert wanted_drain(found, Policy(), spares_units=True, retired={}) is None
+    [decision] = decide_units(found, {}, Policy())
+    assert isinstance(decision, Retire) and decision.action is RecoveryAction.RESET_GPU
+    assert list(decide_units(found, {}, Policy(reset_gpu="tell"))) == []
+
+
 def test_a_retired_unit_comes_back_when_well_and_only_what_the_agent_retired() -> None:
     ours = {"GPU-a": {"by": "agent", "action": "reset_gpu"}}
     assert list(decide_units(verdict(unit("OK")), ours, Policy())) == [Restore("GPU-a")]
