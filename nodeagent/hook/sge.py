@@ -204,7 +204,7 @@ def _grant(
     try:
         job.export(_environment(node, conf, units, environ))
         reruns.forget(node.state, owner.job, owner.task)
-    except BaseException:
+    except BaseException:  # it goes on to the boundary; nothing stays locked for a job that will not start
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
         raise
     node.event("grant", owner, units=" ".join(owner.units))
