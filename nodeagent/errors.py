@@ -194,20 +194,6 @@ class UnitUnknown(NodeAgentError):
         return f"{self.name}: no such GPU on this node; `gpu-nodeagent status` lists UUID, index and bus id"
 
 
-class NoRight(NodeAgentError):
-    """The caller may not do this."""
-
-    exit_code = 77
-
-    def __init__(self, what: str, why: str) -> None:
-        self.what = what
-        self.why = why
-        super().__init__(what, why)
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.why}"
-
-
 class AlreadyRunning(NodeAgentError):
     """Another agent serves this state directory."""
 

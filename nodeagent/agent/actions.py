@@ -211,9 +211,9 @@ class Actions:
         if state.drained and state.foreign:
             raise DrainRefused(f"the reason is not ours: {state.reason}")
         if record is None and state.drained:
-            record = adopted(state.reason or "") or DrainRecord(state.reason or "", scope="node")
             if state.reason is None:
                 raise DrainRefused("there is no record that this product disabled the host's queues")
+            record = adopted(state.reason) or DrainRecord(state.reason, scope="node")
         # A scheduler without reasons may have been opened in part by somebody: what is still closed by us is opened.
         if record is not None and (state.drained or state.reason is None):
             self.scheduler.resume(record.scope)

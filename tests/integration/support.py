@@ -13,11 +13,16 @@ from tests import provision
 from tests.simulated_node import ROOT
 
 
+def unavailable(why: str) -> None:
+    """Skip for want of something; under CI=true that is a failure."""
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
+
+
 def require(component: str) -> None:
     """Skip where a component is missing; under CI=true its absence is a failure."""
     reason = provision.missing(component)
     if reason:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+        unavailable(reason)
 
 
 def install_tree(directory: Path) -> Path:

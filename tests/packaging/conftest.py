@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import provision
+from tests.integration.support import require, unavailable
 from tests.packaging import trees
 from tests.packaging.machine import Machine, boot, left_over, until
 from tests.simnvml import Scenario, fake_roots, log_xid
@@ -27,17 +27,6 @@ RPM = ("rpm", "--dbpath=/var/lib/rpm", "--force-debian", "--nodeps")
 """Debian's rpm in a Debian tree: dpkg knows what is required, rpm's own database does not."""
 
 Install = Callable[[], AbstractContextManager["Node"]]
-
-
-def unavailable(why: str) -> None:
-    """Skip for want of something; under CI=true that is a failure."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
-
-
-def require(component: str) -> None:
-    reason = provision.missing(component)
-    if reason:
-        unavailable(reason)
 
 
 @functools.cache  # once: somebody may commit between two builds
