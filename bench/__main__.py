@@ -1,4 +1,4 @@
-"""`python -m bench [hooks] [agent] [placement]`: print the figures beside their limits, leave bench/out/report.json.
+"""`python -m bench [NAME…]`: print the figures beside their limits and leave them in bench/out/report.json.
 
 A missed limit is said, and no failure: the exit status is 0 unless something could not be measured.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, hooks, placement
+from bench import agent, hooks, jobs, placement
 from bench.failure import BenchFailed
 from bench.figure import Figure, machine, table, write_report
 
@@ -20,13 +20,15 @@ BUSY = 0.7
 
 def main() -> int:
     """Run the benches that were asked for."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure hooks, agent and placement.")
-    parser.add_argument("which", nargs="*", metavar="hooks|agent|placement", help="what to measure (default: all)")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what the product costs.")
+    parser.add_argument("which", nargs="*", metavar="hooks|jobs|agent|placement", help="what to measure (default: all)")
     parser.add_argument("--runs", type=int, default=300, help="runs of each hook (default: 300)")
+    parser.add_argument("--jobs", type=int, default=200, help="jobs in each round on a real Slurm (default: 200)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the agent is watched (default: 60)")
     options = parser.parse_args()
     benches: dict[str, Callable[[], list[Figure]]] = {
         "hooks": lambda: hooks.measure(options.runs),
+        "jobs": lambda: jobs.measure(options.jobs),
         "agent": lambda: agent.measure(options.seconds),
         "placement": placement.measure,
     }

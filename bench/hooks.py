@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench.failure import BenchFailed
 from bench.figure import Figure
+from bench.place import PYTHON, compiled_library, in_memory
 from bench.timing import Times, run_once, system_calls
 from tests.sge_files import SgeJob
 from tests.support import LaidOutNode
 
-ROOT = Path(__file__).resolve().parent.parent
-PYTHON = "/usr/bin/python3"
 BARE = "bare python3 -IS -c pass"
 LIMIT = 2.5
 GOAL = "1.6-1.8"
@@ -58,15 +54,11 @@ class _Place:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.library = directory / "lib"
+        self.library = compiled_library(directory / "lib")
         self.node_of = {}
         for kind in ("slurm", "sge"):
             (directory / kind).mkdir()
             self.node_of[kind] = LaidOutNode(directory / kind, kind, gpus=GPUS)
-        for name in ("nodeagent", "prolog", "epilog"):
-            shutil.copytree(ROOT / name, self.library / name, ignore=shutil.ignore_patterns("__pycache__"))
-        compiler = [PYTHON, "-m", "compileall", "-q", str(self.library / "nodeagent")]
-        subprocess.run(compiler, env={"PATH": "/usr/bin:/bin"}, check=True, timeout=120)
 
     def step(self, stub: str, kind: str, environ: Mapping[str, str]) -> Step:
         argv = [str(self.library / stub), "--config", str(self.node_of[kind].config)]
@@ -81,18 +73,13 @@ class _Place:
 
 @contextmanager
 def _laid_out() -> Iterator[_Place]:
-    memory = Path("/dev/shm")  # noqa: S108  a tmpfs, as /run is; the directory made there is this user's alone
-    place = memory if os.access(memory, os.W_OK) else None
-    mask = os.umask(0o022)
-    directory = Path(tempfile.mkdtemp(prefix="gpu-nodeagent-bench-", dir=place))
     before = Path.cwd()
-    try:
-        os.chdir("/")
-        yield _Place(directory)
-    finally:
-        os.chdir(before)
-        os.umask(mask)
-        shutil.rmtree(directory, ignore_errors=True)
+    with in_memory() as directory:
+        try:
+            os.chdir("/")
+            yield _Place(directory)
+        finally:
+            os.chdir(before)
 
 
 def _slurm(place: _Place, number: int) -> list[Step]:
