@@ -68,12 +68,10 @@ def _hooks(directory: Path) -> dict[str, Path]:
         pair.mkdir()
     for name in ("prolog", "epilog"):
         (noop / name).write_text(f"#!{PYTHON} -IS\npass\n")
-        stub = (library / name / "slurm").read_text()
         # Slurm's setting takes a path alone, and a wrapper would be one more process
-        given = f'import sys\nsys.argv[1:] = ["--config", "{directory}/node/config.yaml"]\n'
-        first, _, rest = stub.partition("\nimport os\n")
-        found = rest.replace("os.path.dirname(os.path.dirname(os.path.realpath(__file__)))", f'"{library}"')
-        (ours / name).write_text(f"{first}\nimport os\n{given}{found}")
+        given = f'sys.argv[1:] = ["--config", "{directory}/node/config.yaml"]\nmain('
+        stub = (library / name / "slurm").read_text().replace("\nmain(", f"\n{given}")
+        (ours / name).write_text(stub.replace("os.path.realpath(__file__)", f'"{library}/{name}/slurm"'))
         for pair in (noop, ours):
             (pair / name).chmod(0o755)
     return {NOOP: noop, OURS: ours}

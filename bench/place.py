@@ -15,11 +15,12 @@ PYTHON = "/usr/bin/python3"
 
 
 def compiled_library(directory: Path) -> Path:
-    """Copy library and hooks there, byte-compiled for the hooks' interpreter; returns the directory."""
+    """Copy library and hooks there, byte-compiled and linked for the hooks' interpreter; returns the directory."""
     for name in ("nodeagent", "prolog", "epilog"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     compiler = [PYTHON, "-m", "compileall", "-q", str(directory / "nodeagent")]
-    subprocess.run(compiler, env={"PATH": "/usr/bin:/bin"}, check=True, timeout=120)
+    for command in (compiler, [PYTHON, "-IS", str(directory / "nodeagent/link.py")]):
+        subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, check=True, timeout=120)
     return directory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,12 @@ def require(component: str) -> None:
 
 
 def install_tree(directory: Path) -> Path:
-    """Copy library and hooks to where every user can read them, byte-compiled as an RPM leaves them."""
+    """Copy library and hooks to where every user can read them, byte-compiled and linked as an RPM leaves them."""
     tree = directory / "libexec"
     for name in ("nodeagent", "prolog", "epilog"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     compileall.compile_dir(str(tree / "nodeagent"), quiet=2)
+    subprocess.run(["/usr/bin/python3", "-IS", str(tree / "nodeagent/link.py")], check=True, timeout=30)
     return tree
 
 
