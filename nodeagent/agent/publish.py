@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import MigInstance, NodeFacts
 from nodeagent.health.units import Instances, units_of
 from nodeagent.health.verdict import Verdict
 from nodeagent.lock.unit import is_unit
@@ -22,6 +22,7 @@ def verdict_file(
 ) -> VerdictFile:
     """Return what hooks read; with `dry_run` they are told of no failure, as they act on it."""
     links = {gpu.uuid: gpu.links for gpu in facts.gpus}
+    parts = {instance.uuid: instance for gpu in instances.values() for instance in gpu}
     rows = [
         (unit, name)
         for unit in sorted(verdict.units, key=lambda u: (u.index < 0, u.index, u.bus_id))
@@ -41,7 +42,7 @@ def verdict_file(
             unit.index if name == unit.uuid else -1,
             unit.minor,
             unit.bus_id,
-            unit.model,
+            _model(unit.model, parts.get(name)),
             unit.numa_node,
             tuple(
                 0 if other_name == name else _SAME_GPU if other.uuid == unit.uuid else near(unit.uuid, other.bus_id)
@@ -50,6 +51,7 @@ def verdict_file(
             told(unit.state),
             "; ".join(reason.evidence for reason in unit.reasons),
             unit.uuid,
+            parts[name].caps if name in parts else (),
         )
         for unit, name in rows
     )
@@ -65,3 +67,8 @@ def verdict_file(
         told(verdict.node_state),
         why,
     )
+
+
+def _model(gpu: str, instance: MigInstance | None) -> str:
+    """Return the model's name as NVML has it: an instance's is its GPU's and the profile."""
+    return f"{gpu} MIG {instance.profile}" if instance is not None and instance.profile else gpu

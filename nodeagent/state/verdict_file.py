@@ -13,10 +13,11 @@ class UnitLine:
     """One unit: identity, place and state. `index` and `minor` are -1 where NVML gave none, `numa` likewise.
 
     `links` holds, for each unit in the file's order, the quality of the connection to it (0 for itself). `gpu` is the
-    UUID of the GPU that the unit is, or is an instance of.
+    UUID of the GPU that the unit is, or is an instance of. `caps` are the minors of an instance's device files
+    /dev/nvidia-caps/nvidia-capN; empty for a GPU, and where they are not known.
     """
 
-    __slots__ = ("bus_id", "gpu", "index", "links", "minor", "model", "numa", "state", "unit", "why")
+    __slots__ = ("bus_id", "caps", "gpu", "index", "links", "minor", "model", "numa", "state", "unit", "why")
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class UnitLine:
         state: str,
         why: str = "",
         gpu: str = "",
+        caps: "tuple[int, ...]" = (),
     ) -> None:
         self.gpu = gpu or unit
+        self.caps = caps
         self.unit = unit
         self.index = index
         self.minor = minor
@@ -102,6 +105,7 @@ class VerdictFile:
                     line.state,
                     escape(short(line.why)),
                     line.gpu,
+                    ",".join(map(str, line.caps)),
                 )
             )
             for line in self.units
@@ -128,12 +132,9 @@ def decode_verdict(what: str, text: str) -> VerdictFile:
             unit, index, minor, bus_id, model, numa, links, state, why, gpu = fields[:_COLUMNS]
             if state not in STATES:
                 raise UnknownFormat(what, line)
-            weights = tuple(map(int, links.split(","))) if links else ()
-            units.append(
-                UnitLine(
-                    unit, int(index), int(minor), bus_id, unescape(model), int(numa), weights, state, unescape(why), gpu
-                )
-            )
+            place = (unit, int(index), int(minor), bus_id, unescape(model), int(numa), _numbers(links))
+            (caps,) = (*fields[_COLUMNS:], "")[:1]  # of a later release than the columns before it
+            units.append(UnitLine(*place, state, unescape(why), gpu, _numbers(caps)))
         return VerdictFile(
             pairs["boot_id"],
             float(pairs["monotonic"]),
@@ -147,6 +148,10 @@ def decode_verdict(what: str, text: str) -> VerdictFile:
         )
     except (KeyError, ValueError) as error:
         raise UnknownFormat(what, str(error)) from error
+
+
+def _numbers(text: str) -> "tuple[int, ...]":
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 def read_verdict(state: Directory) -> VerdictFile:

@@ -556,13 +556,18 @@ def test_under_dry_run_hooks_are_told_of_no_failure_and_each_decision_is_said_on
 
 
 def test_a_short_sweep_does_not_turn_a_gpu_in_mig_mode_into_a_whole_one(bench: Bench) -> None:
-    instances = tuple(MigInstance(f"MIG-{i:08x}-0000-4000-8000-000000000000", i, 0) for i in range(2))
+    instances = tuple(
+        MigInstance(f"MIG-{i:08x}-0000-4000-8000-000000000000", i, 0, profile="3g.40gb", caps=(3 + i, 12 + i))
+        for i in range(2)
+    )
     bench.source.set(3, mig_enabled=True, mig=instances)
     bench.run()
     names = [unit.unit for unit in read_verdict(bench.state).units]
     assert names == [bench.uuid(0), bench.uuid(1), bench.uuid(2), *(instance.uuid for instance in instances)]
     lines = read_verdict(bench.state).units
     assert {unit.gpu for unit in lines[3:]} == {bench.uuid(3)}
+    assert [unit.caps for unit in lines[2:]] == [(), (3, 12), (4, 13)]
+    assert {unit.model for unit in lines[3:]} == {f"{lines[0].model} MIG 3g.40gb"}
     assert lines[3].links[3] == 0 and lines[3].links[4] == lines[4].links[3] > max(lines[0].links)
     bench.source.hang(1)
     bench.run()
