@@ -70,16 +70,18 @@ class UnitsUnavailable(NodeAgentError):
 
     exit_code = 69
 
-    def __init__(self, asked: int, total: int, healthy: int, free: int) -> None:
+    def __init__(self, asked: int, total: int, healthy: int, free: int, model: str = "") -> None:
         self.asked = asked
         self.total = total
         self.healthy = healthy
         self.free = free
-        super().__init__(asked, total, healthy, free)
+        self.model = model
+        super().__init__(asked, total, healthy, free, model)
 
     def __str__(self) -> str:
+        model = f" of model {self.model}" if self.model else ""
         return (
-            f"{self.asked} GPUs asked for; this node has {self.total}, of which {self.healthy} are in service"
+            f"{self.asked} GPUs{model} asked for; this node has {self.total}, of which {self.healthy} are in service"
             f" and {self.free} of those are free"
         )
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from nodeagent.agent.actions import Actions
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
-from nodeagent.agent.publish import verdict_file
+from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
@@ -160,6 +160,7 @@ class Cycle:
             verdict=verdict,
             retired=self.ports.actions.store.retired(),
             drain_reason=record.reason if record is not None else "",
+            slots=slots_by_gpu(verdict, self._instances, self.config.sharing),
             counters=self._counts.frozen(events.dropped(self.ports.state), self._decider.counts, self.ports.source),
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
@@ -219,7 +220,8 @@ class Cycle:
         self._instances = mig_instances(facts.gpus, self._instances)
         dry_run = self.config.policy.dry_run
         pid, interval, binds = os.getpid(), self.config.interval, self._binds[1]
-        file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run)
+        sharing = self.config.sharing
+        file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run, sharing)
         self.ports.state.replace(VERDICT, file.encode())
 
     def _tidy(self, driver: str) -> None:

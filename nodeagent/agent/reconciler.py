@@ -82,6 +82,6 @@ class Reconciler:
 
 
 def _gpus(owner: Owner, instances: Instances) -> set[str]:
-    """Return the GPUs that a grant is of; an instance whose GPU is not known stands for itself: no sweep reads it."""
+    """Return the GPUs that a grant is of; an instance whose GPU nobody knows stands for itself: no sweep reads it."""
     parents = {instance.uuid: gpu for gpu, parts in instances.items() for instance in parts}
-    return {parents.get(unit, unit.partition("@")[0]) for unit in owner.units}
+    return {parents.get(unit) or owner.gpu_of(unit) for unit in owner.units}

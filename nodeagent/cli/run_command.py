@@ -119,9 +119,9 @@ class HookConfCompiler:
     def __call__(self) -> None:
         """Compile and write. What Slurm does not tell now is kept as it was told before."""
         conf, problems = compile_hook_conf(self._found)
-        if problems and not conf.gres_minors:
+        if problems and not conf.gres:
             try:
-                conf.gres_minors.update(read_hook_conf(self._state).gres_minors)
+                conf.gres.update(read_hook_conf(self._state).gres)
             except (NoHookConf, UnknownFormat, UntrustedFile):
                 pass
         self._state.replace(HOOK_CONF, conf.encode())

@@ -7,6 +7,7 @@ from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
+from nodeagent.lock.model import is_pattern
 from nodeagent.lock.record import Owner
 from nodeagent.state import reruns
 from nodeagent.state.files import check_parents, read_trusted_bytes
@@ -134,8 +135,12 @@ def _ask_qmaster(conf: HookConf, job: Job) -> JobFile:
         )
         for request in root.iterfind(".//JB_hard_resource_list/qstat_l_requests")
     }
+    texts = {
+        request.findtext("CE_name", ""): request.findtext("CE_stringval", "")
+        for request in root.iterfind(".//JB_hard_resource_list/qstat_l_requests")
+    }
     owner, uid = root.findtext(".//JB_owner", ""), int(root.findtext(".//JB_uid", "-1"))
-    return JobFile(owner, uid, requests, job.slots())
+    return JobFile(owner, uid, requests, job.slots(), texts)
 
 
 @guarded("sge prolog", on_error=SGE_RERUN)
@@ -150,7 +155,8 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         name, host = conf.text("scheduler.sge.complex"), conf.text("node_name")
     try:
         count = request.units(name, host)
-    except BadAmount as error:
+        model = _model(conf, request)
+    except (BadAmount, BadRequest) as error:
         node.event("malformed_request", job=job.job, task=job.task, user=request.owner, why=str(error))
         tell_user(str(error))
         return SGE_USER_ERROR
@@ -169,7 +175,21 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         user=request.owner,
         uid=str(request.uid),
     )
-    return _grant(node, conf, node.verdict, job, owner, count, environ)
+    return _grant(node, conf, node.verdict, job, owner, count, environ, model)
+
+
+def _model(conf: "HookConf | None", request: JobFile) -> str:
+    """Return the model that the job asks for; empty if it takes any.
+
+    Raises:
+        BadRequest: it is an expression that only Grid Engine can judge.
+
+    """
+    name = conf.settings.get("scheduler.sge.model_complex", "") if conf is not None else ""
+    model = request.texts.get(name, "") if name else ""
+    if model and not is_pattern(model):
+        raise BadRequest(name, model, "a model: a word of its name, with '*' for anything and '|' for alternatives")
+    return model
 
 
 def _grant(
@@ -180,6 +200,7 @@ def _grant(
     owner: Owner,
     count: int,
     environ: "Mapping[str, str]",
+    model: str,
 ) -> int:
     """Take the units, or say by the status what becomes of the job (DESIGN: outcomes of hooks)."""
     unfit = ""
@@ -191,7 +212,7 @@ def _grant(
         node.event("gave_back", owner, why=unfit)
         return SGE_RERUN
     try:
-        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"))
+        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"), model)
     except prolog.UnitsRetired as error:
         return _give_back(node, conf, owner, error)
     except prolog.UnitsBusy as error:
@@ -215,7 +236,8 @@ def _environment(
     node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]"
 ) -> "list[tuple[str, str]]":
     binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
-    return [*emit.gpu_environment(emit.visible_devices(conf, units)), *binds]
+    devices = emit.gpu_environment(emit.visible_devices(conf, units))
+    return [*devices, *emit.share_environment(conf, units), *binds]
 
 
 def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable) -> int:

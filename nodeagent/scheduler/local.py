@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.state.hook_conf import Gres
 
 
 class LocalScheduler:
@@ -43,6 +44,6 @@ class LocalScheduler:
         """See Scheduler: an `exec` ends with its process, which the locks know themselves."""
         return {}
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         """See Scheduler."""
         return {}

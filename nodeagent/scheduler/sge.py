@@ -9,6 +9,7 @@ from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.state.hook_conf import Gres
 
 _RUN = "/active_jobs/"
 
@@ -93,7 +94,7 @@ class SgeScheduler:
             if run.rpartition("/")[2] not in listed[run.rpartition("/")[0]]
         }
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         """See Scheduler."""
         return {}
 

@@ -14,10 +14,15 @@ class UnitLine:
 
     `links` holds, for each unit in the file's order, the quality of the connection to it (0 for itself). `gpu` is the
     UUID of the GPU that the unit is, or is an instance of. `caps` are the minors of an instance's device files
-    /dev/nvidia-caps/nvidia-capN; empty for a GPU, and where they are not known.
+    /dev/nvidia-caps/nvidia-capN; empty for a GPU, and where they are not known. `slots` is how many jobs may share the
+    unit at a time: with more than one, `GPU-…@0` to `GPU-…@(slots - 1)` are locked in its place (lock/occupancy.py).
+    `memory` is its size in bytes, 0 where that is not known.
     """
 
-    __slots__ = ("bus_id", "caps", "gpu", "index", "links", "minor", "model", "numa", "state", "unit", "why")
+    __slots__ = (
+        *("bus_id", "caps", "gpu", "index", "links", "memory", "minor", "model", "numa", "slots", "state"),
+        *("unit", "why"),
+    )
 
     def __init__(
         self,
@@ -32,9 +37,13 @@ class UnitLine:
         why: str = "",
         gpu: str = "",
         caps: "tuple[int, ...]" = (),
+        slots: int = 1,
+        memory: int = 0,
     ) -> None:
         self.gpu = gpu or unit
         self.caps = caps
+        self.slots = slots
+        self.memory = memory
         self.unit = unit
         self.index = index
         self.minor = minor
@@ -44,6 +53,13 @@ class UnitLine:
         self.links = links
         self.state = state
         self.why = why
+
+    def copy(self) -> "UnitLine":
+        """Return another line that says the same."""
+        other = UnitLine.__new__(UnitLine)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
 
 
 class VerdictFile:
@@ -106,6 +122,8 @@ class VerdictFile:
                     escape(short(line.why)),
                     line.gpu,
                     ",".join(map(str, line.caps)),
+                    str(line.slots),
+                    str(line.memory),
                 )
             )
             for line in self.units
@@ -133,8 +151,9 @@ def decode_verdict(what: str, text: str) -> VerdictFile:
             if state not in STATES:
                 raise UnknownFormat(what, line)
             place = (unit, int(index), int(minor), bus_id, unescape(model), int(numa), _numbers(links))
-            (caps,) = (*fields[_COLUMNS:], "")[:1]  # of a later release than the columns before it
-            units.append(UnitLine(*place, state, unescape(why), gpu, _numbers(caps)))
+            # These came later: a line of an older release ends before one of them.
+            caps, slots, memory = (fields[_COLUMNS:] + ["", "1", "0"][len(fields) - _COLUMNS :])[:3]
+            units.append(UnitLine(*place, state, unescape(why), gpu, _numbers(caps), int(slots), int(memory)))
         return VerdictFile(
             pairs["boot_id"],
             float(pairs["monotonic"]),

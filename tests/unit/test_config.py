@@ -9,7 +9,7 @@ from nodeagent.config.compile import hook_settings
 from nodeagent.config.load import flatten, load
 from nodeagent.config.model import Config
 from nodeagent.errors import ConfigError
-from nodeagent.state.hook_conf import HookConf, Source, decode_hook_conf, state_dir_of
+from nodeagent.state.hook_conf import Gres, HookConf, Source, decode_hook_conf, state_dir_of
 
 
 @pytest.fixture
@@ -147,9 +147,17 @@ def test_every_setting_has_a_reader_that_takes_its_default_or_documents_none() -
 def test_hooks_get_what_they_read_and_it_survives_the_file() -> None:
     settings = hook_settings(Config())
     assert settings["scheduler.kind"] == "local" and settings["node_name"]
-    conf = HookConf({**settings, "odd": "a\tb=\nc%"}, (Source("/etc/x y", 5, 6, "ab"),), {0: 2, 1: 3})
+    conf = HookConf(
+        {**settings, "odd": "a\tb=\nc%"}, (Source("/etc/x y", 5, 6, "ab"),), {0: Gres(2), 1: Gres(3, (21, 22), 4)}
+    )
     again = decode_hook_conf("x", conf.encode())
-    assert again.settings == conf.settings and again.gres_minors == {0: 2, 1: 3}
+    assert again.settings == conf.settings
+    assert [(at, gres.minor, gres.caps, gres.slots) for at, gres in again.gres.items()] == [
+        (0, 2, (), 1),
+        (1, 3, (21, 22), 4),
+    ]
+    older = decode_hook_conf("x", "format=1\ngres\t0\t2\n").gres[0]
+    assert (older.minor, older.caps, older.slots) == (2, (), 1)
     assert [(s.path, s.mtime_ns, s.size, s.sha256) for s in again.sources] == [("/etc/x y", 5, 6, "ab")]
 
 

@@ -25,6 +25,7 @@ from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.state import events
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
+from nodeagent.state.hook_conf import Gres
 from nodeagent.state.verdict_file import read_verdict
 from tests.unit.fake_gpu import FakeGpuSource
 
@@ -87,7 +88,7 @@ class FakeScheduler:
         self.looks += 1
         return {owner.grant: "it is over" for owner in owners if owner.job in self.over}
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         return {}
 
 
