@@ -56,7 +56,7 @@ class LaidOutNode:
             for i in range(self.gpus)
         )
 
-    def write_verdict(self, states: Mapping[int, str] | None = None, age: float = 0.0, **fields: str) -> None:
+    def write_verdict(self, states: Mapping[int, str] | None = None, age: float = 0.0, **fields: object) -> None:
         """Leave a verdict `age` seconds old."""
         file = VerdictFile(boot_id("/proc"), time.monotonic() - age, self.units(states), interval=10.0)
         for name, value in fields.items():

@@ -13,7 +13,8 @@ import pytest
 
 from nodeagent.agent.actions import Actions, DrainRefused, Records
 from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
-from nodeagent.config.model import Config, Health, Limits, Policy
+from nodeagent.agent.reconciler import LOOK_AGAIN
+from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
 from nodeagent.errors import CommandFailed, StateGone
 from nodeagent.gpu.facts import MigInstance, Process
 from nodeagent.health.finding import RecoveryAction
@@ -577,6 +578,48 @@ def test_a_short_sweep_does_not_turn_a_gpu_in_mig_mode_into_a_whole_one(bench: B
     bench.source.set(3, mig_enabled=True, mig=())
     bench.run()
     assert [unit.unit for unit in read_verdict(bench.state).units] == names[:3]
+
+
+def test_hooks_are_told_how_many_jobs_a_gpu_takes_and_status_who_has_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, sharing=Sharing(slots=2, models={"A100|v100": 3, "*": 4}))
+    cut = MigInstance("MIG-a", 1, 0, 10 << 30, profile="1g.10gb")
+    bench.source.set(0, name="NVIDIA A100-SXM4-80GB", memory_total=80 << 30)
+    bench.source.set(3, mig_enabled=True, mig=(cut,))
+    bench.run()
+    lines = read_verdict(bench.state).units
+    assert [(line.slots, line.unit[:3]) for line in lines] == [(3, "GPU"), (4, "GPU"), (4, "GPU"), (1, "MIG")]
+    assert (lines[0].memory, lines[3].memory) == (80 << 30, 10 << 30)
+    for job, unit, gpu in (
+        ("1", f"{bench.uuid(0)}@0", 0),
+        ("2", f"{bench.uuid(0)}@2", 0),
+        ("3", "MIG-gone", 3),
+        ("4", "MIG-a", 3),
+    ):
+        with bench.store.exclusive():
+            bench.store.claim(Owner("sge", job, grant=f"g{job}", units=(unit,), gpus=(bench.uuid(gpu),)))
+    published = read_document(bench.state, SNAPSHOT)
+    document = status_document(published, bench.store.owners(), {}, bench.clock.now, "boot-1", "n1")
+    assert [gpu["slots"] for gpu in document["gpus"]] == [3, 4, 4, 1]
+    holders = [[holder["job"] for holder in gpu["holders"]] for gpu in document["gpus"]]
+    assert holders == [["1", "2"], [], [], ["4", "3"]]
+    snapshot = bench.cycle.snapshot
+    assert snapshot is not None and snapshot.slots[bench.uuid(0)] == 3
+
+
+def test_the_lock_of_a_vanished_instance_goes_when_its_job_is_over_and_its_gpu_idle(bench: Bench) -> None:
+    owner = Owner("sge", "3", grant="g", run="/x/active_jobs/3.1", units=("MIG-gone",), gpus=(bench.uuid(3),))
+    with bench.store.exclusive():
+        bench.store.claim(owner)
+    bench.source.set(3, mig_enabled=True, mig=(), processes=(Process(4711, 0),))
+    bench.run(3)
+    assert list(bench.store.owners()) == ["MIG-gone"]
+    bench.scheduler.over = {"3"}
+    bench.run(2 * LOOK_AGAIN)
+    assert list(bench.store.owners()) == ["MIG-gone"] and bench.scheduler.looks > 1  # somebody is still on the GPU
+    bench.source.set(3, processes=())
+    bench.run(2 * LOOK_AGAIN)
+    assert bench.store.owners() == {}
 
 
 def test_a_state_directory_that_was_removed_ends_the_agent(bench: Bench) -> None:
