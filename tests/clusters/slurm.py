@@ -49,8 +49,8 @@ class SlurmCluster(Cluster):
 
     Each node gets `gpus` character devices `dev-NODE/nvidia0…` and offers them as GRES `gpu`. Hooks (keys of
     `HOOKS`) are paths: slurm.conf takes no arguments for them. `extra_conf` is appended to slurm.conf; `gres`
-    and `gres_conf` replace the plain GRES definition. With `cgroups` the steps are tracked and their devices
-    constrained by cgroup v1: one such cluster at a time.
+    and `gres_conf` replace the plain GRES definition (`gres` may differ by node). With `cgroups` the steps are tracked
+    and their devices constrained by cgroup v1: one such cluster at a time.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SlurmCluster(Cluster):
         *,
         cluster: str = "lab",
         cpus: int = 8,
-        gres: str | None = None,
+        gres: str | Mapping[str, str] | None = None,
         gres_conf: str | None = None,
         cgroups: bool = False,
         **hooks: Hook,

@@ -85,14 +85,17 @@ def checked_hooks(hooks: Mapping[str, Hook]) -> dict[str, Hook]:
 
 @dataclass
 class SlurmConf:
-    """What the configuration files of one cluster say. `ports` are the controller's and then one a node."""
+    """What the configuration files of one cluster say. `ports` are the controller's and then one a node.
+
+    `gres` is what each node offers, or what each of them does by its name.
+    """
 
     directory: Path
     nodes: Sequence[str]
     gpus: int
     cluster: str
     cpus: int
-    gres: str
+    gres: str | Mapping[str, str]
     gres_text: str | None
     cgroups: bool
     extra: str
@@ -115,11 +118,13 @@ class SlurmConf:
         )
         text += WITH_CGROUPS if self.cgroups else WITHOUT_CGROUPS
         text += "".join(f"{HOOKS[name]}={path}\n" for name, path in self.hooks.items() if path is not None)
-        text += "GresTypes=gpu\n" if self.gres else ""
-        gres = f" Gres={self.gres}" if self.gres else ""
-        text += f"NodeName=DEFAULT CPUs={self.cpus} RealMemory=1000 State=UNKNOWN{gres}\n"
+        offers = {node: self.gres if isinstance(self.gres, str) else self.gres[node] for node in self.nodes}
+        kinds = {one.partition(":")[0] for offer in offers.values() for one in offer.split(",") if one}
+        text += f"GresTypes={','.join(sorted(kinds))}\n" if kinds else ""
+        text += f"NodeName=DEFAULT CPUs={self.cpus} RealMemory=1000 State=UNKNOWN\n"
         for node, port in zip(self.nodes, self.ports[1:]):
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}\n"
+            gres = f" Gres={offers[node]}" if offers[node] else ""
+            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}{gres}\n"
         text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP\n"
         return text + self.extra
 
