@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.agent.reconciler import Reconciler
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import GpuFacts, NodeFacts
 from nodeagent.lock.record import HOLD
 from nodeagent.state.boot import boot_id
 from nodeagent.state.verdict_file import OK, UnitLine
@@ -106,8 +106,9 @@ class Race:
         """What an agent does in two cycles, and an administrator with the holds of people who are gone."""
         store = WitnessedStore(node.state, self.log)
         reconciler = Reconciler(store, EndedWithTheirProcess(), Journal(self.log))
+        idle = tuple(GpuFacts(gpu) for gpu in {unit.gpu for unit in units()})
         for _ in range(2):
-            reconciler.run(NodeFacts(boot_id=boot_id("/proc"), monotonic=time.monotonic()), {})
+            reconciler.run(NodeFacts(boot_id=boot_id("/proc"), monotonic=time.monotonic(), gpus=idle), {})
         with store.exclusive():
             for owner in store.owners().values():
                 if owner.scheduler == HOLD:

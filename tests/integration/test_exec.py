@@ -105,6 +105,28 @@ def test_the_commands_own_status_is_passed_on(node: SimulatedNode) -> None:
     assert json.loads(node.ask("locks", "--json"))["locks"] == []
 
 
+def test_commands_share_where_they_may_and_see_the_gpu(directory: Path) -> None:
+    (directory / "shared").mkdir(mode=0o755)
+    settings = "sharing: {slots: 2, mps: {enabled: true}}\n"
+    node = SimulatedNode(directory / "shared", gpus=1, settings=settings, model="A100-80GB")
+    script = "echo $CUDA_VISIBLE_DEVICES $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE $CUDA_MPS_PINNED_DEVICE_MEM_LIMIT; read x"
+    argv = node.argv("exec", "--model", "a100", "--", "sh", "-c", script)
+    two = [
+        subprocess.Popen(argv, env=node.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in two:
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == [node.scenario.uuid(0), "50", "0=40960M"]
+    locks = json.loads(node.ask("locks", "--json"))["locks"]
+    assert [lock["unit"] for lock in locks] == [f"{node.scenario.uuid(0)}@{k}" for k in (0, 1)]
+    assert node.call("exec", "--", "true").returncode == 69
+    for process in two:
+        process.communicate("\n")
+        assert process.returncode == 0
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+
+
 def test_a_signal_reaches_the_command_and_the_lock_goes(node: SimulatedNode) -> None:
     with Job(node, "job", 1) as job:
         job.process.send_signal(signal.SIGTERM)
@@ -126,6 +148,8 @@ def test_a_lock_lives_as_long_as_its_command_whoever_waits_for_it(node: Simulate
     ("words", "status", "said"),
     [
         (["exec", "-n", "5", "--", "true"], 69, "5 GPUs asked for; this node has 4"),
+        (["exec", "-n", "3", "--model", "V100", "--", "true"], 69, "3 GPUs of model V100 asked for; this node has 0"),
+        (["exec", "--model", "[AH]100", "--", "true"], 64, "--model: '[AH]100' is not a word"),
         (["exec", "-n", "0", "--", "true"], 64, "-n: '0' is not 1 or more"),
         (["exec", "-n", "x", "--", "true"], 64, "invalid int value"),
         (["exec", "-n", "1"], 64, "command"),
