@@ -86,7 +86,7 @@ def _values(config: Config) -> list[str]:
         unfit = (verdict.node_why or verdict.node_state) if bad and verdict is not None else ""
         sge = config.scheduler.sge
         said = list(report(units, store.retired(), store.owners(), sge.complex, trouble, unfit))
-        return [*said, f"{sge.model_complex}:{models(units)}"] if sge.model_complex else said
+        return [*said, f"{sge.model_complex}:{models(units)}"] if sge.model_complex and units else said
     finally:
         state.close()
 

@@ -90,7 +90,7 @@ class Hooks:
 class Mps:
     """What a job on a share is told of the site's MPS server; nothing unless `enabled`.
 
-    `threads` and `memory`: `share` limits the job to its part of the GPU, `all` does not. MPS enforces both.
+    `threads` and `memory`: `share` tells it to keep to its part of the GPU, `all` does not. A job can undo both.
     """
 
     enabled: bool = setting(False, values.boolean, hook=True)

@@ -5,12 +5,13 @@ if TYPE_CHECKING:
     from nodeagent.state.verdict_file import UnitLine
 
 _NO_OPERATORS = frozenset("!&()[]?\\")
+_LONGEST = 200
 _BLANKS = {ord(c): " " for c in "-_"}
 
 
 def is_pattern(text: str) -> bool:
-    """Say whether this is a pattern that `matches` can judge: printable, and none of an expression's other signs."""
-    return bool(text) and text.isprintable() and not _NO_OPERATORS.intersection(text)
+    """Say whether this is a pattern that `matches` can judge: short, and none of an expression's other signs."""
+    return 0 < len(text) <= _LONGEST and text.isprintable() and not _NO_OPERATORS.intersection(text)
 
 
 def matches(model: str, pattern: str) -> bool:
