@@ -8,6 +8,7 @@ from nodeagent.errors import NodeAgentError
 from nodeagent.hook import sge
 from nodeagent.hook.sge_job import BadAmount, UnknownJobFile, job_file, read_job
 from nodeagent.state import events
+from nodeagent.state.verdict_file import UnitLine
 from tests.sge_files import SgeJob, packed_job
 from tests.support import LaidOutNode, uuid
 
@@ -184,6 +185,16 @@ def test_a_job_on_shares_sees_gpus_and_never_shares(node: LaidOutNode, tmp_path:
     last = SgeJob(tmp_path / "spool", "3", gpus=1)
     assert prolog(node, last) == 0
     assert last.exported()["CUDA_VISIBLE_DEVICES"] == uuid(2)
+
+
+def test_a_job_on_instances_sees_their_uuids(node: LaidOutNode, tmp_path: Path) -> None:
+    whole, cut = node.units()[:2]
+    instances = [UnitLine(f"MIG-{n}", -1, 1, "", "H100 MIG 3g", 0, (), "OK", "", cut.unit, (3, 4)) for n in "ab"]
+    node.write_verdict(units=(whole, *instances))
+    job = SgeJob(tmp_path / "spool", "1", gpus=3)
+    assert prolog(node, job) == 0
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == f"{uuid(0)},MIG-a,MIG-b"
+    assert node.store.owners()["MIG-b"].gpus == (whole.unit, cut.unit, cut.unit)
 
 
 @pytest.mark.parametrize(
