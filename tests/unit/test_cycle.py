@@ -14,6 +14,7 @@ import pytest
 from nodeagent.agent.actions import Actions, DrainRefused, Records
 from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
 from nodeagent.agent.reconciler import LOOK_AGAIN
+from nodeagent.cli import status_command
 from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
 from nodeagent.errors import CommandFailed, StateGone
 from nodeagent.gpu.facts import MigInstance, Process
@@ -603,6 +604,9 @@ def test_hooks_are_told_how_many_jobs_a_gpu_takes_and_status_who_has_it(tmp_path
     assert [gpu["slots"] for gpu in document["gpus"]] == [3, 4, 4, 1]
     holders = [[holder["job"] for holder in gpu["holders"]] for gpu in document["gpus"]]
     assert holders == [["1", "2"], [], [], ["4", "3"]]
+    rows = status_command._text(document).splitlines()[2:]
+    for row, said in zip(rows, ("  2 of 3: sge 1, sge 2  ", "  0 of 4  ", "  0 of 4  ", "  sge 4, sge 3  ")):
+        assert said in row
     snapshot = bench.cycle.snapshot
     assert snapshot is not None and snapshot.slots[bench.uuid(0)] == 3
 
