@@ -71,6 +71,10 @@ class Owner:
             not cluster or self.cluster in ("", cluster)
         )
 
+    def with_units(self, units: "tuple[str, ...]") -> "Owner":
+        """Return the same owner of other units."""
+        return Owner(since=self.since, units=units, **{key: getattr(self, key) for key in _TEXTS})
+
     def encode(self) -> str:
         """Return the text of the `owner` file."""
         pairs = [(key, short(str(getattr(self, key)))) for key in _TEXTS]

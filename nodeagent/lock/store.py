@@ -190,6 +190,49 @@ class Store:
                 locks.close()
         return freed
 
+    def extend(self, grant: str, units: "Iterable[str]") -> "tuple[str, ...]":
+        """Add `units` to a grant and return all that it holds then.
+
+        Nothing happens, and nothing is returned, if the grant is gone, or if a crash left only a part of it.
+
+        At each moment a unit that an owner of the grant names is locked by the grant: first a unit is locked, with an
+        owner that names those before it and itself, and when all are, the older owners are replaced.
+
+        Raises:
+            UnitHeld: another has one of them; those before it are added.
+            UnknownFormat: one of them cannot be a unit; nothing was added.
+            OSError: ENOSPC and the like; some may have been added. Called again it goes on from there.
+
+        """
+        wanted = tuple(units)
+        for unit in wanted:
+            _check(unit)
+        held = {unit: owner for unit, owner in self.owners().items() if owner.grant == grant}
+        if not held or any(unit not in held for owner in held.values() for unit in owner.units):
+            return ()
+        model = next(iter(held.values()))
+        names = tuple(held)
+        locks = self._state.sub(LOCKS)
+        try:
+            for unit in wanted:
+                if unit not in held:
+                    owner = model.with_units((*names, unit))
+                    self._claim_one(locks, unit, grant, owner.encode())
+                    held[unit], names = owner, owner.units
+            for unit, owner in held.items():
+                if set(owner.units) != set(names):
+                    self._replace_owner(locks, unit, owner.with_units(names))
+            return names
+        finally:
+            locks.close()
+
+    def _replace_owner(self, locks: Directory, unit: str, owner: Owner) -> None:
+        lock = locks.sub(unit)
+        try:
+            lock.replace("owner", owner.encode())
+        finally:
+            lock.close()
+
     def retire(self, unit: str, facts: "Iterable[tuple[str, str]]") -> None:
         """Grant the unit no more, whoever holds it now; after this returns nothing is granted on it."""
         _check(unit)

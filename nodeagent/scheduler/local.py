@@ -43,6 +43,10 @@ class LocalScheduler:
         """See Scheduler: an `exec` ends with its process, which the locks know themselves."""
         return {}
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
+
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""
         return {}

@@ -63,5 +63,13 @@ class Scheduler(Protocol):
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         """Return grant → evidence, of those jobs of this scheduler that are surely over on this node."""
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """Return the GRES indices that Slurm gave this job on this node; None where it has none here now, or others.
+
+        Raises:
+            AmbiguousAnswer: a user's text in the answer looks like the answer itself.
+
+        """
+
     def gres_minors(self) -> dict[int, int]:
         """Return Slurm's GRES index -> device minor map; empty for others."""

@@ -93,6 +93,10 @@ class SgeScheduler:
             if run.rpartition("/")[2] not in listed[run.rpartition("/")[0]]
         }
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
+
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""
         return {}

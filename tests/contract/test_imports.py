@@ -53,6 +53,9 @@ EXCEPTIONS = {
     # an abnormal row of the outcome table runs a scheduler's command: imported there, in the function
     ("nodeagent.hook.slurm", "nodeagent.scheduler.command"),
     ("nodeagent.hook.sge", "nodeagent.scheduler.command"),
+    # what a GRES index means must not be said twice: the agent adds to a grant what the hook could not see
+    ("nodeagent.agent.completer", "nodeagent.hook.node"),
+    ("nodeagent.agent.completer", "nodeagent.hook.slurm"),
 }
 
 # The only modules that may import it (a trailing dot: everything below that package).

@@ -87,6 +87,9 @@ class FakeScheduler:
         self.looks += 1
         return {owner.grant: "it is over" for owner in owners if owner.job in self.over}
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        return None
+
     def gres_minors(self) -> dict[int, int]:
         return {}
 

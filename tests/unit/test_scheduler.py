@@ -37,7 +37,7 @@ class Answers:
         return answer
 
 
-def slurm(**answers: str) -> "tuple[SlurmScheduler, Answers]":
+def slurm(**answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
     runner = Answers(**answers)
     config = Config(scheduler=Scheduler(kind="slurm", slurm=Slurm(conf="/etc/s.conf")))
     return SlurmScheduler(config, "n1", runner), runner
@@ -103,6 +103,33 @@ def test_gres_indices_run_over_the_records(tmp_path: Path) -> None:
     )
     assert parse_gres(said, "gpu") == {0: 2, 1: 3, 2: 0, 3: 5, 4: 6, 7: 9}
     assert parse_gres("", "gpu") == {}
+
+
+@pytest.mark.parametrize(
+    ("types", "typed"),
+    [(("(null)", "(null)"), False), (("tesla", "tesla"), False), (("tesla", "kepler"), True), (("a", "(null)"), True)],
+)
+def test_lists_may_be_incomplete_where_gres_are_of_several_types(types: "tuple[str, ...]", typed: bool) -> None:
+    lines = [f"slurmd: Gres Name=gpu Type={kind} Count=1 Index=0 ID=7 File=/nowhere/nvidia0 (null)" for kind in types]
+    lines.append("slurmd: Gres Name=shard Type=other Count=8 Index=0 ID=1 File=(null) (null)")
+    scheduler, runner = slurm(slurmd="\n".join(lines))
+    assert scheduler.typed_gres() is typed
+    assert scheduler.gres_minors() == {0: 0, 1: 0} and len(runner.asked) == 1, "slurmd is asked once"
+
+
+def test_what_a_job_was_granted_is_asked_by_its_number() -> None:
+    detail = "   UserId=a\n   JobState=RUNNING\n   JOB_GRES=gpu:1\n     Nodes=n1 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:3)\n"
+    scheduler, runner = slurm(scontrol=f"JobId=7 JobName=x\n{detail}   MinCPUsNode=1\n")
+    assert scheduler.granted(Owner("slurm", job="7")) == (3,)
+    assert runner.asked == [("/usr/bin/scontrol", "-d", "show", "job", "7")]
+    assert scheduler.granted(Owner("sge", job="7")) is None and len(runner.asked) == 1
+
+
+def test_a_job_that_the_controller_has_forgotten_was_granted_nothing() -> None:
+    gone = CommandFailed(["scontrol"], 1, "slurm_load_jobs error: Invalid job id specified")
+    assert slurm(scontrol=gone)[0].granted(Owner("slurm", job="7")) is None
+    with pytest.raises(CommandFailed):
+        slurm(scontrol=CommandFailed(["scontrol"], 1, "Unable to contact slurm controller"))[0].granted(Owner("slurm"))
 
 
 @pytest.mark.parametrize(
