@@ -221,7 +221,7 @@ class Locks(RuleBasedStateMachine):
     @rule(data=st.data(), units=st.lists(st.sampled_from(UNITS), max_size=2, unique=True))
     def the_agent_completes(self, data: st.DataObject, units: list[str]) -> None:
         """A grant gets the units that are still free, unless a crash left only a part of it."""
-        grant = data.draw(st.sampled_from(sorted(self.grant_of.values())))
+        grant = self.grant_of[data.draw(st.sampled_from(sorted(self.grant_of)))]
         mine = {unit for unit, by in self.holder.items() if by == grant}
         free = [unit for unit in units if unit not in self.holder]
         whole = all(self.holder.get(name) == grant for unit in mine for name in self.named[unit])
@@ -275,8 +275,9 @@ class Locks(RuleBasedStateMachine):
         """It had renamed one unit away."""
         jobs = sorted(unit for unit, grant in self.holder.items() if grant in self.grant_of.values())
         unit = data.draw(st.sampled_from(jobs))
-        (self.locks / unit).rename(self.locks / f".old-1-{unit}")
-        self.debris.add(f".old-1-{unit}")
+        discarded = f".old-{len(self.debris)}-{unit}"
+        (self.locks / unit).rename(self.locks / discarded)
+        self.debris.add(discarded)
         grant = self.holder.pop(unit)
         if grant not in self.holder.values():
             self._forget(grant)
@@ -285,7 +286,7 @@ class Locks(RuleBasedStateMachine):
     @rule(data=st.data(), units=st.lists(st.sampled_from(UNITS), min_size=1, max_size=2, unique=True))
     def the_agent_dies_while_it_completes(self, data: st.DataObject, units: list[str]) -> None:
         """The new units name those before them and themselves; the older owners are as they were."""
-        grant = data.draw(st.sampled_from(sorted(self.grant_of.values())))
+        grant = self.grant_of[data.draw(st.sampled_from(sorted(self.grant_of)))]
         mine = [unit for unit, by in self.holder.items() if by == grant]
         if not self._complete(grant) or set(units) & (self.holder.keys() | self.debris):
             return
@@ -362,7 +363,7 @@ def _write(lock: Path, text: str | None) -> None:
 
 TestLocks = Locks.TestCase
 TestLocks.settings = settings(
-    max_examples=60,
+    max_examples=120,
     stateful_step_count=40,
     derandomize=True,
     database=None,
