@@ -85,7 +85,11 @@ def checked_hooks(hooks: Mapping[str, Hook]) -> dict[str, Hook]:
 
 @dataclass
 class SlurmConf:
-    """What the configuration files of one cluster say. `ports` are the controller's and then one a node."""
+    """What the configuration files of one cluster say.
+
+    `ports` are the controller's and then one a node. `node_words` are added to the lines of nodes, by their names, and
+    `partition_words` to the partition's.
+    """
 
     directory: Path
     nodes: Sequence[str]
@@ -98,6 +102,8 @@ class SlurmConf:
     extra: str
     hooks: dict[str, Hook] = field(default_factory=dict)
     ports: list[int] = field(default_factory=list)
+    node_words: Mapping[str, str] = field(default_factory=dict)
+    partition_words: str = ""
 
     def write(self) -> None:
         """Write slurm.conf, gres.conf and cgroup.conf, each replaced at once."""
@@ -119,8 +125,10 @@ class SlurmConf:
         gres = f" Gres={self.gres}" if self.gres else ""
         text += f"NodeName=DEFAULT CPUs={self.cpus} RealMemory=1000 State=UNKNOWN{gres}\n"
         for node, port in zip(self.nodes, self.ports[1:]):
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}\n"
-        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP\n"
+            words = self.node_words.get(node, "")
+            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {words}\n"
+        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP"
+        text += f" {self.partition_words}\n"
         return text + self.extra
 
     def gres_lines(self) -> str:

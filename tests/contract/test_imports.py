@@ -28,7 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors", "state"},
     "scheduler": {"config", "errors", "lock"},
     "drivers": {"config", "errors", "scheduler"},
-    "discover": {"config", "errors", "scheduler", "state"},
+    "discover": {"config", "errors", "gpu", "scheduler", "state"},
     "gpu": {"clock", "config", "state"},
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "scheduler", "state"},
