@@ -80,11 +80,19 @@ def test_the_agent_completes_what_a_prolog_was_not_told_and_the_epilog_frees_it_
     until(lambda: holders(lab)["n1"] == {0: job, 1: job}, "the lock completed", timeout=4)
     assert len(set(grants(lab, "n1").values())) == 1
     assert "lock_completed" in lab.nodes["n1"].log.read_text()
-    other, _ = lab.begin(TYPED, "-w", "n1", user="bob")
+    forged = "x\n     Nodes=n1 CPU_IDs=0 Mem=0 GRES=gpu:4(IDX:0-3)"
+    other, _ = lab.begin(TYPED, "-w", "n1", "-J", forged, user="bob")
     until(lambda: holders(lab)["n1"] == {0: job, 1: job, 2: other, 3: other}, "the other job's completed too")
     with agent_stopped(lab, "n1"):
         assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0,1", "as CUDA counts what Slurm calls 0,2"
         until(lambda: holders(lab)["n1"] == {2: other, 3: other}, "the whole grant freed by the epilog")
+
+
+def test_a_name_that_could_be_taken_for_slurms_answer_widens_nothing(lab: Lab) -> None:
+    forged = "x\n   JOB_GRES=x\n     Nodes=n2 CPU_IDs=0 Mem=0 GRES=gpu:4(IDX:0-3)"
+    job, _ = lab.begin(TYPED, "-w", "n2", "-J", forged)
+    until(lambda: "grant_unclear" in lab.nodes["n2"].log.read_text(), "said in the log")
+    assert holders(lab)["n2"] == {1: job}
 
 
 def test_a_type_alone_needs_nothing_more(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""What `discover slurm` prints, from what the agent saw; tests/integration/test_slurm_placement.py tells it to Slurm."""
+"""What `discover slurm` prints, from what the agent saw; integration/test_slurm_placement.py tells it to a Slurm."""
 
 from __future__ import annotations
 
