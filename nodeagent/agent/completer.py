@@ -9,7 +9,7 @@ from nodeagent.agent.journal import Log
 from nodeagent.errors import AmbiguousAnswer, NodeAgentError, NoHookConf
 from nodeagent.hook.node import Node
 from nodeagent.hook.slurm import units_of
-from nodeagent.lock.record import Owner
+from nodeagent.lock.record import CLEANING, Owner
 from nodeagent.lock.store import Store
 from nodeagent.state import events
 from nodeagent.state.files import Directory
@@ -88,12 +88,12 @@ class Completer:
         if unmapped:
             self._tell(owner, "unmapped", why=f"no GPU known for GRES index {','.join(map(str, unmapped))}")
         mine = {unit: held for unit, held in owners.items() if held.grant == owner.grant}
-        missing = [unit for unit in units if unit.unit not in mine]
+        missing = [unit for unit in units if _holder(unit, mine) is None]
         free = [unit for unit in missing if _holder(unit, owners) is None]
         for unit in missing:
-            if unit not in free:
-                words = f"granted by Slurm although held by {_holder(unit, owners)}"
-                self._tell(owner, "conflict", units=unit.unit, why=words)
+            holder = _holder(unit, owners)
+            if holder is not None and holder.scheduler != CLEANING:  # what is being cleaned will be free soon
+                self._tell(owner, "conflict", units=unit.unit, why=f"granted by Slurm although held by {holder}")
         if free or any(set(held.units) != set(mine) for held in mine.values()):
             self._extend(owner, missing)
 
@@ -122,5 +122,5 @@ class Completer:
 
 
 def _holder(unit: UnitLine, owners: Mapping[str, Owner]) -> Owner | None:
-    """Return who holds a unit, or the GPU that it is a part of."""
-    return owners.get(unit.unit) or owners.get(unit.gpu)
+    """Return who holds a unit, a share of it, or the GPU that it is a part of."""
+    return next((owners[name] for name in owners if name.partition("@")[0] in (unit.unit, unit.gpu)), None)

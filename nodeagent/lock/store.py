@@ -210,8 +210,8 @@ class Store:
         held = {unit: owner for unit, owner in self.owners().items() if owner.grant == grant}
         if not held or any(unit not in held for owner in held.values() for unit in owner.units):
             return ()
-        model = next(iter(held.values()))
-        names = tuple(held)
+        model = max(held.values(), key=lambda owner: len(owner.units))
+        names = (*model.units, *(unit for unit in held if unit not in model.units))
         locks = self._state.sub(LOCKS)
         try:
             for unit in wanted:

@@ -108,6 +108,29 @@ def test_a_unit_that_another_holds_is_a_conflict_told_once_and_added_when_it_is_
     assert sorted(bench.controller.asked) == ["7", "lost"]
 
 
+def test_a_unit_that_is_being_cleaned_is_waited_for_in_silence(bench: Bench) -> None:
+    bench.node.hold([1], job="7")
+    bench.node.hold([0], CLEANING, "6")
+    bench.controller.says = {"7": (0, 2)}
+    bench.completer.run()
+    assert bench.node.held() == {0: "6", 1: "7"} and bench.told() == []
+    epilog.release(bench.node.state, CLEANING, "", "6")
+    bench.completer.run()
+    assert bench.node.held() == {0: "7", 1: "7"}
+
+
+def test_a_gpu_of_which_somebody_has_a_share_is_not_taken_as_a_whole(bench: Bench) -> None:
+    bench.node.hold([1], job="7")
+    share = bench.node.store.owners()[uuid(1)].with_units((f"{uuid(0)}@1",))
+    share.job, share.grant = "8", "grant8"
+    with bench.node.store.exclusive():
+        bench.node.store.claim(share)
+    bench.controller.says = {"7": (0, 2), "8": ()}
+    bench.completer.run()
+    assert set(bench.node.store.owners()) == {uuid(1), f"{uuid(0)}@1"}
+    assert bench.told() == [("conflict", "7", uuid(0))]
+
+
 def test_a_retired_unit_in_use_is_locked_and_told(bench: Bench) -> None:
     bench.node.hold([1], job="7")
     with bench.node.store.exclusive():
