@@ -21,6 +21,10 @@ class LocalScheduler:
         """See Scheduler."""
         return NodeState(bool(self._reason), self._reason)
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
+
     def fleet(self) -> Fleet:
         """See Scheduler."""
         return Fleet(1, 0)
@@ -42,10 +46,6 @@ class LocalScheduler:
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         """See Scheduler: an `exec` ends with its process, which the locks know themselves."""
         return {}
-
-    def granted(self, owner: Owner) -> tuple[int, ...] | None:
-        """See Scheduler."""
-        return None
 
     def gres_minors(self) -> dict[int, int]:
         """See Scheduler."""

@@ -45,6 +45,14 @@ class Scheduler(Protocol):
     def node_state(self) -> NodeState:
         """Return whether this node takes jobs."""
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """Return the GRES indices that Slurm gave this job on this node; None where it has none here now, or others.
+
+        Raises:
+            AmbiguousAnswer: a user's text in the answer looks like the answer itself.
+
+        """
+
     def fleet(self) -> Fleet:
         """Count the nodes that share this node's limit."""
 
@@ -62,14 +70,6 @@ class Scheduler(Protocol):
 
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         """Return grant → evidence, of those jobs of this scheduler that are surely over on this node."""
-
-    def granted(self, owner: Owner) -> tuple[int, ...] | None:
-        """Return the GRES indices that Slurm gave this job on this node; None where it has none here now, or others.
-
-        Raises:
-            AmbiguousAnswer: a user's text in the answer looks like the answer itself.
-
-        """
 
     def gres_minors(self) -> dict[int, int]:
         """Return Slurm's GRES index -> device minor map; empty for others."""

@@ -63,6 +63,9 @@ class FakeScheduler:
             raise CommandFailed(["/usr/bin/sinfo"], None, "")
         return self.state
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        return None
+
     def fleet(self) -> Fleet:
         return self.others
 
@@ -86,9 +89,6 @@ class FakeScheduler:
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         self.looks += 1
         return {owner.grant: "it is over" for owner in owners if owner.job in self.over}
-
-    def granted(self, owner: Owner) -> tuple[int, ...] | None:
-        return None
 
     def gres_minors(self) -> dict[int, int]:
         return {}
