@@ -183,6 +183,19 @@ class CommandFailed(NodeAgentError):
         return f"{' '.join(self.argv[:4])}: {how}" + (f": {said}" if said else "")
 
 
+class AmbiguousAnswer(NodeAgentError):
+    """A command's answer holds text of a user's that looks like the answer itself; nothing in it is believed."""
+
+    exit_code = 69
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        super().__init__(command)
+
+    def __str__(self) -> str:
+        return f"{self.command}: can be read in two ways; does the job's name or comment hold whole lines of it?"
+
+
 class UnitUnknown(NodeAgentError):
     """No GPU of this node answers to that name."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.completer import Completer
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
@@ -78,6 +79,7 @@ class Cycle:
         self._instances: Instances = {}
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log)
+        self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
 
     @property
     def interval(self) -> float:
@@ -147,6 +149,7 @@ class Cycle:
         self._note(facts, previous, verdict)
         self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
         self._reconciler.run(facts, self._instances)
+        self._completer.run()
         self._decider.act(verdict)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         record = self.ports.actions.records.drain()

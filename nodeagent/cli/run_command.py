@@ -30,7 +30,7 @@ from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
-from nodeagent.state.hook_conf import HOOK_CONF, read_hook_conf
+from nodeagent.state.hook_conf import HOOK_CONF, TYPED_GRES, read_hook_conf
 from nodeagent.version import VERSION
 
 _RUNNING = "agent.lock"
@@ -121,7 +121,9 @@ class HookConfCompiler:
         conf, problems = compile_hook_conf(self._found)
         if problems and not conf.gres:
             try:
-                conf.gres.update(read_hook_conf(self._state).gres)
+                before = read_hook_conf(self._state)
+                conf.gres.update(before.gres)
+                conf.settings.setdefault(TYPED_GRES, before.settings.get(TYPED_GRES, "no"))
             except (NoHookConf, UnknownFormat, UntrustedFile):
                 pass
         self._state.replace(HOOK_CONF, conf.encode())

@@ -11,7 +11,7 @@ from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.registry import node_name
 from nodeagent.scheduler.slurm import SlurmScheduler
-from nodeagent.state.hook_conf import Gres, HookConf, Source
+from nodeagent.state.hook_conf import TYPED_GRES, Gres, HookConf, Source
 
 
 def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
@@ -63,6 +63,7 @@ def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dic
         if constrains == "auto":
             constrains = "yes" if scheduler.constrains_devices() else "no"
         gres = scheduler.gres()
+        settings[TYPED_GRES] = "yes" if scheduler.typed_gres() else "no"
         if not gres:
             problems.append(f"slurmd -G names no {config.scheduler.slurm.gres} device files for this node")
     except CommandFailed as error:

@@ -6,6 +6,10 @@ from nodeagent.errors import UnknownFormat
 from nodeagent.lock.unit import device, is_unit
 from nodeagent.state.files import decode_pairs, encode_pairs, short
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 HOLD = "hold"
 MAINTENANCE = "maintenance"
 CLEANING = "cleaning"
@@ -77,6 +81,11 @@ class Owner:
     def gpu_of(self, unit: str) -> str:
         """Return the GPU that a unit of the grant is, or is of; an instance's own name where nobody wrote its GPU."""
         return dict(zip(self.units, self.gpus)).get(unit) or device(unit)
+
+    def with_units(self, gpus: "Mapping[str, str]") -> "Owner":
+        """Return the same owner of other units: unit → the GPU that it is, or is of."""
+        texts = {key: getattr(self, key) for key in _TEXTS}
+        return Owner(since=self.since, units=tuple(gpus), gpus=tuple(gpus.values()), **texts)
 
     def encode(self) -> str:
         """Return the text of the `owner` file."""

@@ -22,6 +22,10 @@ class LocalScheduler:
         """See Scheduler."""
         return NodeState(bool(self._reason), self._reason)
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
+
     def fleet(self) -> Fleet:
         """See Scheduler."""
         return Fleet(1, 0)

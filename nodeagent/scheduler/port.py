@@ -46,6 +46,14 @@ class Scheduler(Protocol):
     def node_state(self) -> NodeState:
         """Return whether this node takes jobs."""
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """Return the GRES indices that Slurm gave this job on this node; None where it has none here now, or others.
+
+        Raises:
+            AmbiguousAnswer: a user's text in the answer looks like the answer itself.
+
+        """
+
     def fleet(self) -> Fleet:
         """Count the nodes that share this node's limit."""
 

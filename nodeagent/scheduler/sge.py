@@ -57,6 +57,10 @@ class SgeScheduler:
         """See Scheduler: drained when no queue instance of the host is enabled. No reason is kept for that."""
         return NodeState(not self._open(), None)
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
+
     def fleet(self) -> Fleet:
         """See Scheduler: every host with a disabled queue counts as ours, as Grid Engine does not say whose it is."""
         return Fleet(len(_hosts(self._queues())), len(_hosts(self._queues("-qs", "d"))))

@@ -12,6 +12,7 @@ from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+from nodeagent.scheduler.slurm_job import granted_indices
 from nodeagent.state.hook_conf import Gres
 
 _MARK = "@@"
@@ -23,6 +24,7 @@ _OUT = ("drain", "down", "fail")  # states in which a node takes no job and a re
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _SHARED = ("shard", "mps")
 _CAPS = "/nvidia-caps/"
+_TYPE = re.compile(r"Gres Name=(\S+) Type=(\S+)")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
 
@@ -40,6 +42,7 @@ class SlurmScheduler:
         self._timeout = config.scheduler.command_timeout
         self._node = node
         self._runner = runner
+        self._slurmd_said = ""
 
     def _run(self, *argv: str, complaints: bool = False) -> str:
         environment = {"SLURM_CONF": self._conf} if self._conf else {}
@@ -76,8 +79,16 @@ class SlurmScheduler:
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""
-        said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
-        return parse_gres(said, self._gres)
+        return parse_gres(self._slurmd_says(), self._gres)
+
+    def typed_gres(self) -> bool:
+        """Say whether this node's GRES are of several types: then a prolog is told of one type only."""
+        return len({kind for name, kind in _TYPE.findall(self._slurmd_says()) if name == self._gres}) > 1
+
+    def _slurmd_says(self) -> str:
+        if not self._slurmd_said:
+            self._slurmd_said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
+        return self._slurmd_said
 
     asks_to_know_ends = True
 
@@ -96,6 +107,18 @@ class SlurmScheduler:
             for owner in mine
             if states.get(owner.job, "unknown") in _FINAL
         }
+
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler: from the controller, for a prolog sees one type only of a job's typed GRES."""
+        if owner.scheduler != self.name:
+            return None
+        try:
+            said = self._run(f"{self._bin}/scontrol", "-d", "show", "job", owner.job)
+        except CommandFailed as error:
+            if "Invalid job id" in str(error):  # ended long ago: the controller works, and knows nothing of it
+                return None
+            raise
+        return granted_indices(said, self._gres, self._node)
 
     def constrains_devices(self) -> bool:
         """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 HOOK_CONF = "hook.conf"
 DEFAULT_CONFIG = "/etc/gpu-nodeagent/config.yaml"
 DEFAULT_STATE_DIR = "/run/gpu-nodeagent"
+TYPED_GRES = "scheduler.slurm.typed_gres"
+"""Learned, not set: `yes` where slurmd names several types of the GRES, so that its prologs see a part of a job's."""
 
 
 class Source:

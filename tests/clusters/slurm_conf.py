@@ -85,9 +85,10 @@ def checked_hooks(hooks: Mapping[str, Hook]) -> dict[str, Hook]:
 
 @dataclass
 class SlurmConf:
-    """What the configuration files of one cluster say. `ports` are the controller's and then one a node.
+    """What the configuration files of one cluster say.
 
-    `gres` is what each node offers, or what each of them does by its name.
+    `ports` are the controller's and then one a node. `gres` is what each node offers, or what each of them does by its
+    name. `node_words` are added to the lines of nodes, by their names, and `partition_words` to the partition's.
     """
 
     directory: Path
@@ -101,6 +102,8 @@ class SlurmConf:
     extra: str
     hooks: dict[str, Hook] = field(default_factory=dict)
     ports: list[int] = field(default_factory=list)
+    node_words: Mapping[str, str] = field(default_factory=dict)
+    partition_words: str = ""
 
     def write(self) -> None:
         """Write slurm.conf, gres.conf and cgroup.conf, each replaced at once."""
@@ -124,8 +127,10 @@ class SlurmConf:
         text += f"NodeName=DEFAULT CPUs={self.cpus} RealMemory=1000 State=UNKNOWN\n"
         for node, port in zip(self.nodes, self.ports[1:]):
             gres = f" Gres={offers[node]}" if offers[node] else ""
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}{gres}\n"
-        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP\n"
+            words = self.node_words.get(node, "")
+            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}{gres} {words}\n"
+        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP"
+        text += f" {self.partition_words}\n"
         return text + self.extra
 
     def gres_lines(self) -> str:

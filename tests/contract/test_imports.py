@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors", "lock", "state"},
     "scheduler": {"config", "errors", "lock", "state"},
     "drivers": {"config", "errors", "scheduler"},
+    "discover": {"config", "errors", "gpu", "scheduler", "state"},
     "gpu": {"clock", "config", "state"},
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "scheduler", "state"},
@@ -39,7 +40,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "report": {"health", "lock", "snapshot", "state"},
     "cli": {
-        *("agent", "clock", "config", "drivers", "errors", "gpu", "health", "hook"),
+        *("agent", "clock", "config", "discover", "drivers", "errors", "gpu", "health", "hook"),
         *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
@@ -52,6 +53,9 @@ EXCEPTIONS = {
     # an abnormal row of the outcome table runs a scheduler's command: imported there, in the function
     ("nodeagent.hook.slurm", "nodeagent.scheduler.command"),
     ("nodeagent.hook.sge", "nodeagent.scheduler.command"),
+    # what a GRES index means must not be said twice: the agent adds to a grant what the hook could not see
+    ("nodeagent.agent.completer", "nodeagent.hook.node"),
+    ("nodeagent.agent.completer", "nodeagent.hook.slurm"),
 }
 
 # The only modules that may import it (a trailing dot: everything below that package).

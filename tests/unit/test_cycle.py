@@ -66,6 +66,9 @@ class FakeScheduler:
             raise CommandFailed(["/usr/bin/sinfo"], None, "")
         return self.state
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        return None
+
     def fleet(self) -> Fleet:
         return self.others
 

@@ -39,7 +39,7 @@ class Answers:
         return answer
 
 
-def slurm(**answers: str) -> "tuple[SlurmScheduler, Answers]":
+def slurm(**answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
     runner = Answers(**answers)
     config = Config(scheduler=Scheduler(kind="slurm", slurm=Slurm(conf="/etc/s.conf")))
     return SlurmScheduler(config, "n1", runner), runner
@@ -144,6 +144,34 @@ def test_an_instance_whose_files_stand_in_one_record() -> None:
     """No release is known to print them so, but `File=` of one record is where they are configured."""
     line = "slurmd: Gres Name=gpu Type=b Count=1 ID=7 File=/n/nvidia2,/n/nvidia-caps/nvidia-cap21 Links=(null)\n"
     assert meaning(2 * line) == {0: (2, (21,), 1), 1: (2, (21,), 1)}
+
+
+@pytest.mark.parametrize(
+    ("types", "typed"),
+    [(("(null)", "(null)"), False), (("tesla", "tesla"), False), (("tesla", "kepler"), True), (("a", "(null)"), True)],
+)
+def test_lists_may_be_incomplete_where_gres_are_of_several_types(types: "tuple[str, ...]", typed: bool) -> None:
+    lines = [f"slurmd: Gres Name=gpu Type={kind} Count=1 Index=0 ID=7 File=/nowhere/nvidia0 (null)" for kind in types]
+    lines.append("slurmd: Gres Name=shard Type=other Count=8 Index=0 ID=1 File=(null) (null)")
+    scheduler, runner = slurm(slurmd="\n".join(lines))
+    assert scheduler.typed_gres() is typed
+    assert [gres.minor for gres in scheduler.gres().values()] == [0, 0]
+    assert len(runner.asked) == 1, "slurmd is asked once"
+
+
+def test_what_a_job_was_granted_is_asked_by_its_number() -> None:
+    detail = "   UserId=a\n   JobState=RUNNING\n   JOB_GRES=gpu:1\n     Nodes=n1 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:3)\n"
+    scheduler, runner = slurm(scontrol=f"JobId=7 JobName=x\n{detail}   MinCPUsNode=1\n")
+    assert scheduler.granted(Owner("slurm", job="7")) == (3,)
+    assert runner.asked == [("/usr/bin/scontrol", "-d", "show", "job", "7")]
+    assert scheduler.granted(Owner("sge", job="7")) is None and len(runner.asked) == 1
+
+
+def test_a_job_that_the_controller_has_forgotten_was_granted_nothing() -> None:
+    gone = CommandFailed(["scontrol"], 1, "slurm_load_jobs error: Invalid job id specified")
+    assert slurm(scontrol=gone)[0].granted(Owner("slurm", job="7")) is None
+    with pytest.raises(CommandFailed):
+        slurm(scontrol=CommandFailed(["scontrol"], 1, "Unable to contact slurm controller"))[0].granted(Owner("slurm"))
 
 
 @pytest.mark.parametrize(
