@@ -8,6 +8,8 @@ from nodeagent.agent.journal import Log
 from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.units import Instances
+from nodeagent.isolation.confine import undo_gone
+from nodeagent.isolation.record import read_all
 from nodeagent.lock.reconcile import gone
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
@@ -42,6 +44,11 @@ class Reconciler:
             ended = self._ended(owners, facts, instances)
             if gone(owners, facts.boot_id, start_time, ended):
                 self._free(facts.boot_id, ended)
+            if read_all(self._store.state):
+                with self._store.exclusive():
+                    undone = undo_gone(self._store.state, self._store.owners())
+                for grant in undone:
+                    self._log.info("isolation_undone", grant=grant)
         except (NodeAgentError, OSError) as error:
             self._log.warning("reconcile_failed", why=str(error))
 

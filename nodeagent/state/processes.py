@@ -86,6 +86,15 @@ def owner_uid(proc: str, pid: int) -> int:
         return -1
 
 
+def parent(proc: str, pid: int) -> int:
+    """Return the process that started it, or has adopted it; 0 if it is gone, or has none."""
+    try:
+        fields = read_start(f"{proc}/{pid}/stat").rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
 def group_ids(proc: str, pid: int) -> "set[int]":
     """Return the supplementary groups of a process: Grid Engine gives each job one of its own."""
     try:
