@@ -88,8 +88,7 @@ class Job:
         """
         data, _ = read_trusted_bytes(f"{self.directory}/pid", self.admin_uids)
         pid = os.getpid()
-        while pid > 1:
-            pid = parent("/proc", pid)
+        while (pid := parent("/proc", pid)) > 1:
             if str(pid).encode() == data.strip():
                 return pid
         raise NotIsolated("", f"{self.directory}/pid names no process above this hook: {data[:20]!r}")
