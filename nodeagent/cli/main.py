@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "drain": "take this node out of the scheduler",
     "resume": "give this node back to the scheduler",
     "sge-sensor": "Grid Engine's load sensor",
+    "doctor": "what of this node's set-up is not as it should be, and what to type",
     "config": "check, show or compile the configuration",
 }
 

@@ -39,6 +39,18 @@ def all_pids(proc: str) -> "list[int]":
     return [int(name) for name in os.listdir(proc) if name.isascii() and name.isdigit()]
 
 
+def named(proc: str, name: str) -> "list[int]":
+    """Return the processes whose program has this name (of which the kernel keeps 15 characters)."""
+    found = []
+    for pid in all_pids(proc):
+        try:
+            if read_start(f"{proc}/{pid}/comm").strip() == name.encode()[:15]:
+                found.append(pid)
+        except OSError:
+            continue
+    return sorted(found)
+
+
 def device_number(path: str) -> int:
     """Return the device number of a device file; -1 where there is none."""
     try:

@@ -25,6 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "state": {"errors"},
     "lock": {"errors", "state"},
     "isolation": {"errors", "lock", "state"},
+    "doctor": {"config", "errors", "isolation"},
     "hook": {"errors", "isolation", "lock", "state"},
     "config": {"errors", "state"},
     "scheduler": {"config", "errors", "lock"},
@@ -40,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "report": {"health", "lock", "snapshot", "state"},
     "cli": {
-        *("agent", "clock", "config", "drivers", "errors", "gpu", "health", "hook"),
+        *("agent", "clock", "config", "doctor", "drivers", "errors", "gpu", "health", "hook", "isolation"),
         *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
