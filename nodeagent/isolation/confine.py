@@ -205,9 +205,13 @@ def _error_of_opening(path: str) -> int:
 
 def _ends(child: int, deadline: float) -> bool:
     pause = 0.0002
-    while not os.waitpid(child, os.WNOHANG)[0]:
+    while True:
+        try:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return True
+        except ChildProcessError:  # whoever started us ignores SIGCHLD: the kernel reaps
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(pause)
         pause = min(pause * 2, 0.01)
-    return True

@@ -18,11 +18,12 @@ import pytest
 from nodeagent.agent.reconciler import Reconciler
 from nodeagent.errors import NotIsolated
 from nodeagent.isolation import cgroup_v2, confine
-from nodeagent.isolation.cgroup import directory_of
+from nodeagent.isolation.cgroup import PREFIX, directory_of
 from nodeagent.isolation.confine import undo_gone
 from nodeagent.isolation.method import Method
 from nodeagent.isolation.record import Confinement
 from nodeagent.state import events
+from nodeagent.state.boot import start_time
 from tests.clusters.process import open_directory
 from tests.contract.crash_trace import MEMORY, Call, Ended, Hook, from_first_naming
 from tests.contract.isolation_scene import (
@@ -223,6 +224,13 @@ def test_a_device_that_does_not_answer_is_an_error_in_time() -> None:
 
 
 @both
+def test_it_works_where_sigchld_is_ignored(place: Scene) -> None:
+    place.shepherd.run("trap '' CHLD")
+    assert place.hook("prolog/sge") == 0
+    assert place.opened(*ALL) == ["opens", "EPERM", "EPERM", "EPERM"]
+
+
+@both
 def test_a_job_that_is_not_this_hooks_is_not_moved(place: Scene) -> None:
     with subprocess.Popen(["/bin/sleep", "60"]) as other:
         for pid in (1, other.pid, 999999999):
@@ -252,6 +260,22 @@ def test_what_a_job_leaves_running_stays_confined_until_it_ends(place: Scene, ro
     until(lambda: not (place.cell.path / place.cell.made()[0] / "cgroup.procs").read_text(), "the leftover's end")
     assert place.hook("epilog/sge") == 0
     nothing_left(place)
+
+
+@both
+def test_what_another_hook_is_just_making_is_left_alone_until_that_hook_is_gone(place: Scene) -> None:
+    empty = place.cell.path / f"{PREFIX}aa"
+    with subprocess.Popen(["/bin/sleep", "60"]) as maker:
+        empty.mkdir()
+        pid, start = str(maker.pid), start_time(maker.pid)
+        others = Confinement("aa", place.method, "sge", "9", pid=pid, pid_start=start, place=str(empty))
+        others.write(place.node.state)
+        assert place.hook("prolog/sge") == 0
+        assert empty.exists() and "aa" in place.records()
+        maker.kill()
+    assert place.hook("epilog/sge") == 0 and empty.exists()  # an epilog is its own job's
+    assert place.hook("prolog/sge") == 0
+    assert not empty.exists() and "aa" not in place.records()
 
 
 @both
