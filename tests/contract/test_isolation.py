@@ -207,6 +207,20 @@ def test_a_program_above_stays_in_force_and_one_that_tolerates_no_other_is_an_er
         nothing_left(place)
 
 
+def test_delegation_is_read_from_what_systemd_writes_on_the_cgroup(room: Path) -> None:
+    with scene(room, "cgroup-v2") as place:
+        method = cgroup_v2.CgroupV2(systemd=str(room))  # a directory: systemd is taken to run
+        assert method.why_not(place.shepherd.pid) == f"{place.cell.path} is systemd's: its unit wants Delegate=yes"
+        os.setxattr(place.cell.path, "trusted.delegate", b"1")
+        assert method.why_not(place.shepherd.pid) == ""
+        below = place.cell.path / "below"
+        below.mkdir()
+        (below / "cgroup.procs").write_text(str(place.shepherd.pid))
+        assert method.why_not(place.shepherd.pid) == ""
+        os.setxattr(place.cell.path, "trusted.delegate", b"0")
+        assert "Delegate=yes" in method.why_not(place.shepherd.pid)
+
+
 class _Hung(Method):
     """A device that neither opens nor refuses."""
 

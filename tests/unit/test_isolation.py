@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +121,16 @@ def test_shares_of_a_gpu_have_its_device(tmp_path: Path, numbers: None) -> None:
     known = [unit(0, f"{uuid(0)}@0"), unit(0, f"{uuid(0)}@1"), unit(1)]
     own, others, _ = split(dev, known, [known[1]])
     assert ([d.number for d in own], [d.number for d in others]) == ([(195, 0)], [(195, 1)])
+
+
+def test_an_instance_has_its_gpu_and_its_capabilities_and_no_others(tmp_path: Path, numbers: None) -> None:
+    caps = [f"nvidia-caps/nvidia-cap{minor}" for minor in (1, 2, 30, 31, 39, 40)]
+    dev = lay_out(tmp_path, "nvidia0", "nvidia1", *caps)
+    instance = SimpleNamespace(unit="MIG-1", gpu=uuid(0), minor=0, caps=(30, 31))
+    own, others, common = split(dev, [unit(1)], [instance])  # type: ignore[list-item]
+    assert [device.number for device in own] == [(195, 0), (237, 30), (237, 31)]
+    assert [device.number for device in others] == [(195, 1), (237, 39), (237, 40)]
+    assert [device.number for device in common] == [(237, 1), (237, 2)]
 
 
 def test_what_is_own_must_be_known(tmp_path: Path, numbers: None) -> None:
