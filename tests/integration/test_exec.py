@@ -291,6 +291,20 @@ def test_a_command_of_roots_opens_its_own_gpus_and_no_other(directory: Path, met
     assert confinements(node, method) == before
 
 
+@pytest.mark.parametrize("method", VERSIONS)
+def test_what_an_exec_that_was_killed_has_left_is_removed_by_the_next(directory: Path, method: str) -> None:
+    if os.geteuid() != 0 or not directory_of("/proc", os.getpid(), CONTROLLER[method]):
+        unavailable(f"wants root and {method}")
+    node = isolated(directory, method)
+    before = confinements(node, method)
+    with Job(node, "job", 1) as job:
+        job.process.kill()
+        os.kill(int(job.seen["pid"]), signal.SIGKILL)
+    assert len(confinements(node, method)) == len(before) + 2  # the record and its cgroup
+    assert node.call("exec", "-n", "4", "--", "true").returncode == 0
+    assert confinements(node, method) == before
+
+
 def test_a_method_that_cannot_be_had_is_an_error_and_auto_asks_nothing_of_a_user(directory: Path) -> None:
     users = directory / "alice"
     users.mkdir(mode=0o755)
