@@ -141,6 +141,8 @@ def test_auto_takes_a_cgroup_where_there_is_one(room: Path, method: str) -> None
     with scene(room, method, setting="auto") as place:
         assert place.hook("prolog/sge") == 0
         assert place.opened(*ALL) == ["opens", "EPERM", "EPERM", "EPERM"]
+        assert place.hook("epilog/sge") == 0  # it may not have been made in this scene's own cell
+        nothing_left(place)
 
 
 def test_device_files_keep_users_apart(files: Scene) -> None:
