@@ -34,11 +34,12 @@ def begin(  # noqa: PLR0917
     setting = conf.settings.get("isolation", "none")  # an older release compiled hook.conf without it
     if setting == "none":
         return False
-    from nodeagent.isolation.confine import Wish, confine, undo_gone
+    from nodeagent.isolation.confine import Wish, confine, leftovers, undo_gone
 
     try:
-        with node.store.exclusive():
-            undo_gone(node.state, node.store.owners())
+        if leftovers(node.state, node.store.owners()):
+            with node.store.exclusive():
+                undo_gone(node.state, node.store.owners())
         known = node.verdict.units if node.verdict is not None else ()
         wish = Wish(setting, conf.text("roots.dev"), conf.text("roots.proc"), known, units, process())
         return confine(node.state, owner, wish)

@@ -122,21 +122,25 @@ def undo_job(state: "Directory", owners: "Mapping[str, Owner]", scheduler: str, 
             _undo(state, known[grant.method], grant, owners)
 
 
-def undo_gone(state: "Directory", owners: "Mapping[str, Owner]") -> "list[str]":
-    """Undo what was made for grants that are no more, and is not used any more; return them. Under the flock.
+def leftovers(state: "Directory", owners: "Mapping[str, Owner]") -> "list[Confinement]":
+    """Return what was made for grants that are no more, in use or not.
 
-    A job without GPUs has no lock and is confined all the same: its cgroup is in use until it ends.
+    Jobs without GPUs are among them: they have no lock and are confined all the same.
     """
     held = {owner.grant for owner in owners.values()}
+    return [grant for grant in read_all(state) if grant.grant not in held and not grant.being_made()]
+
+
+def undo_gone(state: "Directory", owners: "Mapping[str, Owner]") -> "list[str]":
+    """Undo what is left of grants that are no more and is not used any more; return them. Under the flock."""
     known = methods()
     gone = []
-    for grant in read_all(state):
-        if grant.grant not in held and grant.method in known and not grant.being_made():
-            try:
-                if _undo(state, known[grant.method], grant, owners):
-                    gone.append(grant.grant)
-            except OSError:
-                continue  # to be seen again by whoever comes next
+    for grant in leftovers(state, owners):
+        try:
+            if grant.method in known and _undo(state, known[grant.method], grant, owners):
+                gone.append(grant.grant)
+        except OSError:
+            continue  # to be seen again by whoever comes next
     return gone
 
 
