@@ -209,6 +209,20 @@ class UnitUnknown(NodeAgentError):
         return f"{self.name}: no such GPU on this node; `gpu-nodeagent status` lists UUID, index and bus id"
 
 
+class NotIsolated(NodeAgentError):
+    """A job could not be kept off GPUs that are not its own, though it ought to be."""
+
+    exit_code = 69
+
+    def __init__(self, method: str, why: str) -> None:
+        self.method = method
+        self.why = why
+        super().__init__(method, why)
+
+    def __str__(self) -> str:
+        return f"isolation{f' by {self.method}' if self.method else ''}: {self.why}; see `gpu-nodeagent doctor`"
+
+
 class AlreadyRunning(NodeAgentError):
     """Another agent serves this state directory."""
 

@@ -82,9 +82,12 @@ class SimulatedNode:
     def write_config(self, more: str = "") -> None:
         """Write the configuration, with further settings at its end."""
         roots = ", ".join(f"{name}: {path}" for name, path in self.roots.items())
+        own = self.settings + more
+        if "isolation:" not in own:  # a test that is not about it gets the same on every machine
+            own = f"isolation: none\n{own}"
         self.config.write_text(
             f"state_dir: {self.state_dir}\ndata_dir: {self.directory}/data\nnode_name: {self.node}\n"
-            f"listen: 127.0.0.1:0\nroots: {{{roots}}}\n{self.settings}{more}"
+            f"listen: 127.0.0.1:0\nroots: {{{roots}}}\n{own}"
         )
 
     def argv(self, *words: str) -> list[str]:

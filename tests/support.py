@@ -31,6 +31,7 @@ class LaidOutNode:
         self.gpus = gpus
         self.config.write_text(
             f"state_dir: {self.state_dir}\ndata_dir: {directory}/data\nnode_name: n1\nscheduler: {{kind: {kind}}}\n"
+            + ("" if "isolation:" in settings else "isolation: none\n")
             + settings
         )
         self.state = Directory(str(self.state_dir), create=True)

@@ -21,7 +21,7 @@ from nodeagent.config.values import duration
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import BadRequest, CommandFailed, NodeAgentError, NodeUnfit
 from nodeagent.health.units import mig_instances
-from nodeagent.hook import emit, epilog, prolog
+from nodeagent.hook import emit, epilog, isolation, prolog
 from nodeagent.hook.node import Node, last_word
 from nodeagent.lock.model import is_pattern
 from nodeagent.lock.reconcile import gone
@@ -99,9 +99,10 @@ def _become(node: Node, count: int, model: str, wait: float, words: Sequence[str
         job = str(os.getpid())
         owner = node.owner("local", job, node=node.conf.text("node_name"), user=_user(), uid=str(os.getuid()))
         units = prolog.take(node, node.verdict, owner, count, wait, model)
+        constrained = isolation.begin(node, node.conf, owner, units, os.getpid)
         node.event("grant", owner, units=" ".join(owner.units))
         environment = dict(os.environ)
-        environment.update(emit.gpu_environment(emit.visible_devices(node.conf, units)))
+        environment.update(emit.gpu_environment(emit.visible_devices(node.conf, units, constrained)))
         environment.update(emit.share_environment(node.conf, units))
         environment.update(emit.bind_environment(emit.driver_binds(node.conf, node.verdict), os.environ))
         os.execvpe(words[0], list(words), environment)  # noqa: S606  the command is the caller's own

@@ -177,7 +177,8 @@ class Config:
     """Everything that an administrator can set.
 
     `placement` decides between sets that are equally good for a job: `pack` leaves well-linked units together, `spread`
-    takes units where most is free (lock/placement.py).
+    takes units where most is free (lock/placement.py). `isolation` is how jobs are kept off GPUs that are not theirs,
+    where the scheduler does not do it: Grid Engine and `exec` (docs/isolation.md).
     """
 
     state_dir: str = setting(DEFAULT_STATE_DIR, values.absolute_path, hook=True)
@@ -188,6 +189,7 @@ class Config:
     probe_timeout: float = setting(5.0, values.positive_duration)
     placement: str = setting("pack", values.one_of("pack", "spread"), hook=True)
     sharing: Sharing = section(Sharing)
+    isolation: str = setting("auto", values.one_of("auto", "none", "cgroup-v1", "cgroup-v2", "device-files"), hook=True)
     roots: Roots = section(Roots)
     scheduler: Scheduler = section(Scheduler)
     hooks: Hooks = section(Hooks)

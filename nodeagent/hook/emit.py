@@ -14,15 +14,17 @@ BIND_VARIABLES = ("APPTAINER_BINDPATH", "SINGULARITY_BINDPATH")
 _TWINS = ("APPTAINERENV_", "SINGULARITYENV_")
 
 
-def visible_devices(conf: HookConf, units: "Sequence[UnitLine]") -> str:
+def visible_devices(conf: HookConf, units: "Sequence[UnitLine]", constrained: bool = False) -> str:
     """Return CUDA_VISIBLE_DEVICES for these units: NVML indices (CUDA's own under PCI_BUS_ID order) or UUIDs.
 
-    MIG instances have no index, and neither has a GPU whose index NVML did not give: then UUIDs for all. A share is
-    named as its GPU is. The MPS server counts the GPUs that it was started with, so with it UUIDs too.
+    Where the job is `constrained` to its devices CUDA counts only those, so `auto` gives UUIDs, which mean the same
+    everywhere. MIG instances have no index, and neither has a GPU whose index NVML did not give: then UUIDs for all. A
+    share is named as its GPU is. The MPS server counts the GPUs that it was started with, so with it UUIDs too.
     """
     if not units:
         return NO_DEVICES
-    as_uuid = conf.text("hooks.cuda_visible_devices") == "uuid" or _mps_shares(conf, units)
+    form = conf.text("hooks.cuda_visible_devices")
+    as_uuid = form == "uuid" or (form == "auto" and constrained) or _mps_shares(conf, units)
     if as_uuid or any(unit.index < 0 or not unit.unit.startswith("GPU-") for unit in units):
         return ",".join(device(unit.unit) for unit in units)
     return ",".join(str(unit.index) for unit in units)

@@ -2,8 +2,8 @@
 
 import os
 
-from nodeagent.errors import BadRequest, UnitsUnavailable, UntrustedFile
-from nodeagent.hook import emit, epilog, prolog
+from nodeagent.errors import BadRequest, NotIsolated, UnitsUnavailable, UntrustedFile
+from nodeagent.hook import emit, epilog, isolation, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
@@ -12,6 +12,7 @@ from nodeagent.lock.record import Owner
 from nodeagent.state import reruns
 from nodeagent.state.files import check_parents, read_trusted_bytes
 from nodeagent.state.hook_conf import HookConf
+from nodeagent.state.processes import parent
 from nodeagent.state.verdict_file import FAILED, UnitLine, VerdictFile
 
 TYPE_CHECKING = False
@@ -78,6 +79,20 @@ class Job:
         data, _ = read_trusted_bytes(f"{self.directory}/pe_hostfile", self.admin_uids)
         rows = (line.split() for line in data.decode("utf-8", "replace").split("\n"))
         return [(fields[0], int(fields[1])) for fields in rows if len(fields) > 1 and fields[1].isdigit()]
+
+    def shepherd(self) -> int:
+        """Return the process that this hook is started by, and that is going to start the job: the exec daemon's word.
+
+        Raises:
+            NotIsolated, UntrustedFile, OSError: it is not known, or no process above this one.
+
+        """
+        data, _ = read_trusted_bytes(f"{self.directory}/pid", self.admin_uids)
+        pid = os.getpid()
+        while (pid := parent("/proc", pid)) > 1:
+            if str(pid).encode() == data.strip():
+                return pid
+        raise NotIsolated("", f"{self.directory}/pid names no process above this hook: {data[:20]!r}")
 
     def export(self, pairs: "Iterable[tuple[str, str]]") -> None:
         """Append to the environment that the job will get; the last line of a name wins over the user's own."""
@@ -160,21 +175,23 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         node.event("malformed_request", job=job.job, task=job.task, user=request.owner, why=str(error))
         tell_user(str(error))
         return SGE_USER_ERROR
-    if not count:
-        job.export(emit.gpu_environment(emit.NO_DEVICES))
-        return 0
-    if conf is None or node.verdict is None:
-        return SGE_RERUN
     owner = node.owner(
         "sge",
         job.job,
         task=job.task,
-        cluster=conf.text("scheduler.sge.cell"),
+        cluster=conf.text("scheduler.sge.cell") if conf is not None else "",
         node=host,
         run=job.directory,
         user=request.owner,
         uid=str(request.uid),
     )
+    if not count:
+        if conf is not None:
+            isolation.begin(node, conf, owner, (), job.shepherd)
+        job.export(emit.gpu_environment(emit.NO_DEVICES))
+        return 0
+    if conf is None or node.verdict is None:
+        return SGE_RERUN
     return _grant(node, conf, node.verdict, job, owner, count, environ, model)
 
 
@@ -223,7 +240,8 @@ def _grant(
         tell_user(str(error))
         return SGE_USER_ERROR
     try:
-        job.export(_environment(node, conf, units, environ))
+        constrained = isolation.begin(node, conf, owner, units, job.shepherd)
+        job.export(_environment(node, conf, units, environ, constrained))
         reruns.forget(node.state, owner.job, owner.task)
     except BaseException:  # it goes on to the boundary; nothing stays locked for a job that will not start
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
@@ -233,10 +251,10 @@ def _grant(
 
 
 def _environment(
-    node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]"
+    node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]", constrained: bool
 ) -> "list[tuple[str, str]]":
     binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
-    devices = emit.gpu_environment(emit.visible_devices(conf, units))
+    devices = emit.gpu_environment(emit.visible_devices(conf, units, constrained))
     return [*devices, *emit.share_environment(conf, units), *binds]
 
 

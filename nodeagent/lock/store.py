@@ -68,6 +68,11 @@ class Store:
     def __init__(self, state: Directory) -> None:
         self._state = state
 
+    @property
+    def state(self) -> Directory:
+        """The state directory that the locks are in."""
+        return self._state
+
     def exclusive(self, timeout: float = FLOCK_TIMEOUT) -> _Flock:
         """Return a context in which no other writer runs.
 

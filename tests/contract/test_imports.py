@@ -24,7 +24,9 @@ LAYERS: dict[str, set[str]] = {
     "link": set(),
     "state": {"errors"},
     "lock": {"errors", "state"},
-    "hook": {"errors", "lock", "state"},
+    "isolation": {"errors", "lock", "state"},
+    "doctor": {"config", "errors", "isolation"},
+    "hook": {"errors", "isolation", "lock", "state"},
     "config": {"errors", "lock", "state"},
     "scheduler": {"config", "errors", "lock", "state"},
     "drivers": {"config", "errors", "scheduler"},
@@ -35,12 +37,12 @@ LAYERS: dict[str, set[str]] = {
     "snapshot": {"gpu", "health"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
-        *("clock", "config", "drivers", "errors", "gpu", "health"),
+        *("clock", "config", "drivers", "errors", "gpu", "health", "isolation"),
         *("lock", "policy", "report", "scheduler", "snapshot", "state"),
     },
     "report": {"health", "lock", "snapshot", "state"},
     "cli": {
-        *("agent", "clock", "config", "discover", "drivers", "errors", "gpu", "health", "hook"),
+        *("agent", "clock", "config", "discover", "doctor", "drivers", "errors", "gpu", "health", "hook", "isolation"),
         *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
@@ -67,14 +69,15 @@ DOORS = {
     "systemd": {"nodeagent.agent.journal", "nodeagent.agent.notify"},
     "elftools": {"nodeagent.drivers."},
     "subprocess": {"nodeagent.scheduler.command", "nodeagent.gpu.probe_worker"},
-    "ctypes": {"nodeagent.gpu.nvml", "nodeagent.gpu.worker"},
+    "ctypes": {"nodeagent.gpu.nvml", "nodeagent.gpu.worker", "nodeagent.isolation.cgroup_v2"},
     "argparse": {"nodeagent.cli."},
     "sqlite3": {"nodeagent.history."},
 }
 THIRD_PARTY = {"pynvml", "yaml", "prometheus_client", "structlog", "systemd", "elftools"}
 
 LEAN_STANDARD = {"os", "sys", "fcntl", "errno", "time"}
-LEAN_ON_DEMAND = {"syslog", "xml.etree", "nodeagent.scheduler.command"}
+# ctypes: bpf(2) has no other door, and cgroup v2 isolation no other way
+LEAN_ON_DEMAND = {"syslog", "xml.etree", "ctypes", "nodeagent.scheduler.command"}
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,9 @@ def with_parents(module: str) -> set[str]:
 
 
 def lean_modules() -> set[str]:
-    """Return all of ours that a hook imports when it starts."""
+    """Return all of ours that a hook imports when it starts, and what it imports on demand to confine a job."""
     found: set[str] = set()
-    waiting = {name for name in modules() if name.startswith("nodeagent.hook")}
+    waiting = {name for name in modules() if name.startswith(("nodeagent.hook", "nodeagent.isolation"))}
     while waiting:
         module = waiting.pop()
         found.add(module)

@@ -74,6 +74,7 @@ def test_later_files_override_key_by_key(place: Path) -> None:
         ("limits: {max_drained: -1}\n", 1, "limits.max_drained: wants"),
         ("health: {xid_actions: {79: explode}}\n", 1, "wants one of none, restart_application"),
         ("health: {strikes: {gpu-lost: 0}}\n", 1, "health.strikes: wants a whole number, 1 or more"),
+        ("isolation: cgroup\n", 1, "isolation: wants one of auto, none, cgroup-v1, cgroup-v2, device-files"),
         ("policy: {dry_run: 1}\n", 1, "policy.dry_run: wants true or false"),
         ("sharing: {slots: 0}\n", 1, "sharing.slots: wants a whole number, 1 or more"),
         ("sharing: {slots: 1000}\n", 1, "sharing.slots: wants a number of jobs that share a GPU, at most 256"),
