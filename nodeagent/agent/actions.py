@@ -130,8 +130,16 @@ class Actions:
             recorded = {}
         return {**self.store.retired(), **recorded}
 
-    def retire(self, unit: str, reason: str, check: str, action: RecoveryAction, by: str = BY_AGENT) -> None:
-        """Grant the unit no more, from now on and after a reboot.
+    def retire(
+        self,
+        unit: str,
+        reason: str,
+        check: str,
+        action: RecoveryAction,
+        by: str = BY_AGENT,
+        processes: str = "",
+    ) -> None:
+        """Grant the unit no more, from now on and after a reboot. `processes` are those that hold it: `PID:START …`.
 
         Raises:
             NotRecorded: it is granted no more, but a reboot may bring it back; the agent tries again to record it.
@@ -145,6 +153,7 @@ class Actions:
             "by": by,
             "since": str(int(time.time())),
             "boot_id": self.boot_id,
+            **({"processes": processes} if processes else {}),
         }
         failure: Exception | None = None
         try:

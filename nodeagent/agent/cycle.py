@@ -6,9 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.cleaner import Cleaner
 from nodeagent.agent.completer import Completer
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
@@ -80,6 +82,9 @@ class Cycle:
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
+        self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
+        self.clean_at = inf
+        """When `clean` wants to be called again, by the clock's monotonic seconds."""
 
     @property
     def interval(self) -> float:
@@ -88,6 +93,7 @@ class Cycle:
 
     def begin(self) -> None:
         """Make hooks see what was retired before this boot, and take up what an agent before this one remembered."""
+        self._cleaner.begin(self.ports.state)
         self._attempt("publish_retired", self.ports.actions.publish_retired)
         try:
             remembered = read_document(self.ports.state, MEMORY)
@@ -104,12 +110,22 @@ class Cycle:
         }
 
     def end(self) -> None:
-        """Let go of the probe."""
+        """Let go of the probe, and leave the cleaning of units to the hooks."""
+        self._cleaner.close()
         self.ports.source.close()
 
     def fileno(self) -> int:
         """Return the descriptor that wakes the agent when an XID comes."""
         return self.ports.source.fileno()
+
+    def cleaning_fileno(self) -> int:
+        """Return the descriptor that wakes the agent when an epilog has handed units over; -1 for none."""
+        return self._cleaner.fileno()
+
+    def clean(self) -> None:
+        """Look after the units between two jobs."""
+        self.clean_at = inf  # also if this fails: the next cycle tries again
+        self.clean_at = self.ports.clock.monotonic() + self._cleaner.run(self._instances)
 
     def witnessed(self) -> bool:
         """Take up what woke the agent; True if one of the XIDs that wait for the next cycle is grave enough to hurry.
@@ -127,6 +143,7 @@ class Cycle:
         new._counts = self._counts
         new._instances = self._instances
         new._decider = self._decider.successor(config, ports.actions)
+        new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
         return new
 
@@ -150,7 +167,9 @@ class Cycle:
         self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
         self._reconciler.run(facts, self._instances)
         self._completer.run()
-        self._decider.act(verdict)
+        self._cleaner.see(facts)
+        self.clean()
+        self._decider.act(verdict, self._cleaner.soiled(facts, self._instances))
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         record = self.ports.actions.records.drain()
         self.snapshot = Snapshot(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from nodeagent.agent.actions import Actions, DrainRefused, NotRecorded
 from nodeagent.agent.journal import Log
@@ -54,14 +54,19 @@ class Decider:
         new._cycles, new._adopted = self._cycles, self._adopted
         return new
 
-    def act(self, verdict: Verdict) -> None:
-        """Do what the verdict asks for; what fails is tried again in a later cycle."""
+    def act(self, verdict: Verdict, soiled: Collection[str] = ()) -> None:
+        """Do what the verdict asks for; what fails is tried again in a later cycle.
+
+        `soiled` units have something of a job on them: they do not come back, however well they look.
+        """
         self._cycles += 1
         self._attempt("publish_retired", self.actions.publish_retired)
         retired = self.actions.retired()
         due: set[Decision] = set()
         for decision in decide_units(verdict, retired, self.config.policy):
-            if not isinstance(decision, Restore) or self._may_return(verdict, decision.unit, retired[decision.unit]):
+            if not isinstance(decision, Restore) or (
+                decision.unit not in soiled and self._may_return(verdict, decision.unit, retired[decision.unit])
+            ):
                 due.add(decision)
                 self._do(decision)
         due.update(self._act_on_node(verdict))

@@ -155,22 +155,35 @@ class Agent:
         hurried, self._hurried = self._hurried, False  # at most one cycle out of turn between two in turn
         with selectors.DefaultSelector() as selector:
             selector.register(awake, selectors.EVENT_READ)
-            witness = self.cycle.fileno()
-            if witness >= 0:
-                selector.register(witness, selectors.EVENT_READ)
+            witness, cleaning = self.cycle.fileno(), self.cycle.cleaning_fileno()
+            for fd in (witness, cleaning):
+                if fd >= 0:
+                    selector.register(fd, selectors.EVENT_READ)
             while not self.flags.stop and not self.flags.reload:
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     return
-                nap = min(left, self._notifier.watchdog_interval or left)
+                until_clean = max(0.0, self.cycle.clean_at - self._clock.monotonic())
+                nap = min(left, until_clean, self._notifier.watchdog_interval or left)
+                woken = until_clean == 0.0
                 for key, _ in selector.select(nap):
                     if key.fileobj is awake:
                         _drain(awake)
+                    elif key.fileobj == cleaning:
+                        woken = True
                     elif self.cycle.witnessed() and not hurried and not self._hurried:
                         self._hurried = True
                         deadline = min(deadline, self._clock.monotonic() + _SHORTEST_PAUSE)
+                if woken:
+                    self._clean()
                 if self._failures < _MOST_FAILURES:
                     self._notifier.alive()
+
+    def _clean(self) -> None:
+        try:
+            self.cycle.clean()
+        except Exception as error:  # noqa: BLE001  the loop's boundary, as in _one_cycle
+            self._log.error("cycle_failed", why=repr(error), trace=traceback.format_exc())
 
 
 def _drain(awake: socket.socket) -> None:

@@ -12,7 +12,7 @@ from nodeagent.health.units import Instances
 from nodeagent.isolation.confine import leftovers, undo_gone
 from nodeagent.lock.evidence import in_use
 from nodeagent.lock.reconcile import gone
-from nodeagent.lock.record import Owner
+from nodeagent.lock.record import CLEANING, Owner
 from nodeagent.lock.store import Store
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.state.boot import start_time
@@ -111,7 +111,10 @@ class Reconciler:
         with self._store.exclusive():  # judged again under the flock: what was gone may be a new grant by now
             self._store.sweep()
             over = gone(self._store.owners(), boot_id, start_time, ended)
-            freed = self._store.release(lambda owner: owner.grant in over)
+            # what is in cleaning goes with another boot only, though the rest of its grant be over
+            freed = self._store.release(
+                lambda owner: owner.grant in over and (owner.scheduler != CLEANING or owner.boot_id != boot_id)
+            )
         for unit, owner in freed.items():
             self._log.warning("lock_reconciled", gpu_uuid=unit, job=owner.job, owner=str(owner), why=over[owner.grant])
 

@@ -128,7 +128,7 @@ def _attend(node: Node, child: int) -> int:
     _, status = os.waitpid(child, 0)
     assert node.conf is not None  # noqa: S101  _node gave it
     try:
-        epilog.release(node.state, "local", "", str(child))
+        epilog.end(node.state, "local", "", str(child))
     except (NodeAgentError, OSError) as error:  # the command's status is what counts; its lock is reconciled later
         complain(str(error))
     code = os.waitstatus_to_exitcode(status)

@@ -11,6 +11,7 @@ from nodeagent.cli.main import Exit
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.hook.node import last_word
+from nodeagent.lock.cleaning import in_cleaning
 from nodeagent.lock.occupancy import Occupancy, named
 from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.lock.store import Store
@@ -37,9 +38,10 @@ def report(
 
     `gpu` (whatever the site calls it) is the number of units while all are in service: Grid Engine itself subtracts
     what is in use, so the end of a job counts at once. As soon as one is retired, failed, unknown or held by hand it is
-    the number of free healthy ones: the smaller of this and capacity minus use is what jobs are placed by. A shared GPU
-    counts as often as jobs may share it. Without any word of the agent's nothing is offered or withheld; `trouble` is
-    what is amiss with that word. A node that is `unfit` as a whole offers none.
+    the number of free healthy ones (those in cleaning among them: a job that comes now waits for them, and that is
+    milliseconds): the smaller of this and capacity minus use is what jobs are placed by. A shared GPU counts as often
+    as jobs may share it. Without any word of the agent's nothing is offered or withheld; `trouble` is what is amiss
+    with that word. A node that is `unfit` as a whole offers none.
     """
     if unfit:
         yield f"{complex_name}:0"
@@ -50,7 +52,8 @@ def report(
     out = {u.unit: (retired.get(u.unit) or retired.get(u.gpu) or {}).get("reason", u.why) for u in faulty}
     blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
     if out or blocked:
-        occupied = Occupancy(owners, units)
+        cleaning = in_cleaning(owners)
+        occupied = Occupancy({unit: owner for unit, owner in owners.items() if unit not in cleaning}, units)
         yield f"{complex_name}:{sum(occupied.free(unit) for unit in units if unit.unit not in out)}"
     elif units:
         yield f"{complex_name}:{sum(unit.slots for unit in units)}"

@@ -145,7 +145,28 @@ class Policy:
     reboot_node: str = setting("retire", values.one_of("tell", "retire", "drain"))
     inspect_hardware: str = setting("retire", values.one_of("tell", "retire", "drain"))
     unknown_after: float = setting(600.0, values.positive_duration)
-    dry_run: bool = setting(False, values.boolean)
+    dry_run: bool = setting(False, values.boolean, hook=True)
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """What happens to a GPU between two jobs.
+
+    Without `enabled` an epilog frees its job's GPUs and does no more; without `kill` it ends no process. The agent
+    frees a GPU when nothing of the job is left on it and at most `leftover_memory` (bytes) is in use by nobody;
+    what is not so after `patience` is retired. The others are the site's wish for a GPU that nobody uses, `keep`: not
+    touched. 512 MiB lies above what a driver holds for itself on an idle GPU (it is not in NVML's `used` since 510,
+    some hundred MB on a large GPU before) and below a CUDA context with anything in it.
+    """
+
+    enabled: bool = setting(True, values.boolean, hook=True)
+    kill: bool = setting(True, values.boolean, hook=True)
+    leftover_memory: int = setting(512 << 20, values.size)
+    patience: float = setting(10.0, values.positive_duration)
+    compute_mode: str = setting("keep", values.one_of("keep", "default", "exclusive_process", "prohibited"))
+    persistence: str = setting("keep", values.one_of("keep", "on", "off"))
+    power_limit: str = setting("keep", values.power_limit)
+    application_clocks: str = setting("keep", values.application_clocks)
 
 
 @dataclass(frozen=True)
@@ -195,6 +216,7 @@ class Config:
     hooks: Hooks = section(Hooks)
     health: Health = section(Health)
     policy: Policy = section(Policy)
+    cleanup: Cleanup = section(Cleanup)
     limits: Limits = section(Limits)
     drivers: Drivers = section(Drivers)
     log: Log = section(Log)

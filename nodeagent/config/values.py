@@ -17,6 +17,9 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 _HIGHEST_PORT = 65535
 _MOST_SLOTS = 256
+_SIZE = re.compile(r"(\d{1,15})\s*(|KiB|MiB|GiB)")
+_SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_MOST_WATTS = 10_000
 
 
 def text(value: Any) -> str:
@@ -129,6 +132,33 @@ def positive_duration(value: Any) -> float:
     return seconds
 
 
+def size(value: Any) -> int:
+    """Bytes: a number, or a text such as 512MiB, 1GiB."""
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match:
+        return int(match.group(1)) * _SIZE_UNITS[match.group(2)]
+    try:
+        return count(value)
+    except ValueError:
+        raise ValueError("wants a size such as 512MiB or 1GiB") from None
+
+
+def power_limit(value: Any) -> str:
+    """`keep`, `default` (the board's), or watts."""
+    if value in ("keep", "default"):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _MOST_WATTS:
+        raise ValueError("wants keep, default, or watts such as 300")
+    return f"{value:g}"
+
+
+def application_clocks(value: Any) -> str:
+    """`keep`, `default` (the board's), or `MEMORY,GRAPHICS` in MHz."""
+    if not isinstance(value, str) or not re.fullmatch(r"keep|default|\d{2,5},\d{2,5}", value):
+        raise ValueError("wants keep, default, or MEMORY,GRAPHICS in MHz such as 2619,1980")
+    return value
+
+
 def listen_address(value: Any) -> str:
     """`HOST:PORT`, `:PORT` for all addresses, or `none`."""
     address = text(value)
@@ -173,9 +203,10 @@ def one_of(*words: str) -> Callable[[Any], str]:
     """Return a reader of one of these words."""
 
     def read(value: Any) -> str:
-        # YAML 1.1 reads a bare yes/no/YES as a truth value; where such a word is a choice it is meant as the word.
+        # YAML 1.1 reads a bare yes/no/on/off as a truth value; where such a word is a choice it is meant as the word.
         if isinstance(value, bool):
-            value = next((word for word in words if word.lower() == ("yes" if value else "no")), value)
+            meant = ("yes", "on") if value else ("no", "off")
+            value = next((word for word in words if word.lower() in meant), value)
         if value not in words:
             raise ValueError(f"wants one of {', '.join(words)}")
         return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -152,8 +153,25 @@ class NodeFacts:
     xids: tuple[XidEvent, ...] = ()
 
 
+@dataclass(frozen=True)
+class Tended:
+    """What became of a wish for a GPU's modes: `changed` setting → (before, after), `refused` setting → why."""
+
+    changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
 class GpuSource(Protocol):
     """Where facts come from: the probe process on a real node, a list in tests."""
+
+    def look(self, uuids: Collection[str]) -> tuple[GpuFacts, ...]:
+        """Read some GPUs' processes, memory and instances, and nothing else, within a bounded time.
+
+        A GPU of which nothing could be read is missing, or has an error.
+        """
+
+    def tend(self, uuid: str, wish: Mapping[str, str]) -> Tended | None:
+        """Bring a GPU's modes (settings of config.model.Cleanup, but for `keep`) to what is wished; None: no answer."""
 
     def sample(self) -> NodeFacts:
         """Read every GPU once, within a bounded time; never raises for what a GPU or the driver does."""

@@ -116,6 +116,31 @@ class Library:
             fault = LibraryFault if code in OF_LIBRARY else GpuFault
             raise fault(code, str(error)) from error
 
+    def handle_of(self, uuid: str) -> Any:
+        """Return the handle of a GPU by its UUID; raises GpuFault with whatever code NVML gives, LibraryFault."""
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError as error:
+            code = _code(error)
+            fault = LibraryFault if code in OF_LIBRARY else GpuFault
+            raise fault(code, str(error)) from error
+
+    def change(self, name: str, *args: object) -> str:
+        """Call one of NVML's setters; returns why it was refused, else nothing. Raises GpuFault, LibraryFault."""
+        function = getattr(pynvml, name, None)
+        if function is None:
+            return f"this NVML binding has no {name}"
+        try:
+            function(*args)
+        except pynvml.NVMLError as error:
+            code = _code(error)
+            if code in OF_GPU:
+                raise GpuFault(code, str(error)) from error
+            if code in OF_LIBRARY:
+                raise LibraryFault(code, str(error)) from error
+            return str(error)
+        return ""
+
     def fields(self, handle: Any, ids: Sequence[int]) -> dict[int, float]:
         """Return the field values (NVML_FI_*) that this GPU has, by id, in one call."""
         answer = self.value("nvmlDeviceGetFieldValues", handle, list(ids))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from nodeagent.clock import Clock, SystemClock
 from nodeagent.config.model import Config
-from nodeagent.gpu.facts import NodeFacts, XidEvent
+from nodeagent.gpu.facts import GpuFacts, NodeFacts, Tended, XidEvent
 from nodeagent.gpu.kernel_log import KernelLog
 from nodeagent.gpu.probe_worker import Gone, Kill, Worker, kill
 from nodeagent.gpu.sweep import Sweep
@@ -144,6 +144,29 @@ class ProbeProcess:
             return
         self._drop_worker(None)  # it lets go by its end
 
+    def look(self, uuids: Collection[str]) -> tuple[GpuFacts, ...]:
+        """Read who uses some GPUs; see GpuSource. Takes as long as a sample, where the probe hangs."""
+        hanging = {_name(spot) for _, spot in self._stuck if spot is not None} if self.stuck else set()
+        asked = [uuid for uuid in uuids if uuid not in hanging]
+        sweep = self._short(op="look", gpus=asked) if asked else None
+        return () if sweep is None else sweep.facts(self._boot_id, self._clock.monotonic(), 0.0).gpus
+
+    def tend(self, uuid: str, wish: Mapping[str, str]) -> Tended | None:
+        """Bring a GPU's modes to what is wished; see GpuSource."""
+        sweep = self._short(op="tend", gpus=[uuid], wish=dict(wish))
+        if sweep is None or sweep.tended is None or "error" in sweep.tended:
+            return None
+        changed = {name: (before, after) for name, (before, after) in sweep.tended["changed"].items()}
+        return Tended(changed, sweep.tended["refused"])
+
+    def _short(self, **request: Any) -> Sweep | None:
+        """Have something short done; None where it did not come to its end."""
+        sweep = Sweep()
+        if self._start():
+            return None
+        self._attempt(sweep, self._clock.monotonic() + self.timeout, request)
+        return sweep if sweep.ended else None
+
     # ---- the probe process -----------------------------------------------------------------------------------
 
     def _start(self) -> str:
@@ -170,12 +193,12 @@ class ProbeProcess:
         except Gone:
             self._crashed(None)
 
-    def _attempt(self, sweep: Sweep, deadline: float) -> int | None:
-        """Have the worker, if there is one, make the sweep; returns by which signal it ended, None if it did not."""
+    def _attempt(self, sweep: Sweep, deadline: float, request: Mapping[str, Any] | None = None) -> int | None:
+        """Have the worker, if there is one, do what is requested (a sample); returns by which signal it ended."""
         if self._worker is None:
             return None
         try:
-            self._ask(self._worker, sweep, deadline)
+            self._ask(self._worker, sweep, deadline, request or self._sample())
         except Gone as gone:
             self._crashed(sweep.at)
             return max(0, -gone.status)
@@ -184,19 +207,22 @@ class ProbeProcess:
             self._drop_worker(sweep.at)
         return None
 
-    def _ask(self, worker: Worker, sweep: Sweep, deadline: float) -> None:
+    def _sample(self) -> dict[str, Any]:
+        return {
+            "op": "sample",
+            "known": [[index, uuid, bus_id] for index, (uuid, bus_id) in self._known.items()],
+            "last": [_name(spot) for spot in self._suspects],
+            "skip": [_name(spot) for _, spot in self._stuck if spot is not None],
+        }
+
+    def _ask(self, worker: Worker, sweep: Sweep, deadline: float, request: Mapping[str, Any]) -> None:
         """Have one sweep made and take what comes until its end or the deadline; raises Gone.
 
         Each word of the worker's is a sign of life and moves the deadline, up to PATIENCE times the whole: eight cold
         GPUs that answer slowly are not one that hangs.
         """
         last = deadline + (PATIENCE - 1) * self.timeout
-        worker.request(
-            op="sample",
-            known=[[index, uuid, bus_id] for index, (uuid, bus_id) in self._known.items()],
-            last=[_name(spot) for spot in self._suspects],
-            skip=[_name(spot) for _, spot in self._stuck if spot is not None],
-        )
+        worker.request(**request)
         while not sweep.ended and (left := deadline - self._clock.monotonic()) > 0:
             # Before the first sweep nobody knows which GPU a bus id of the kernel's is: the log can wait.
             worker.wait_readable(left, self._xids.kernel_fileno() if self._xids.uuids else -1)

@@ -111,6 +111,12 @@ class Reading:
         self._processes()
         self._nvlink(fields, link_ends)
 
+    def read_use(self) -> None:
+        """Read only what tells whether somebody uses the GPU; raises GpuFault where it is lost, LibraryFault."""
+        self._load()
+        self._mig()
+        self._processes()
+
     def _set(self, name: str, value: Any) -> None:
         if value is not None:
             self.record[name] = value

@@ -25,6 +25,8 @@ class Sweep:
         self.at: tuple[str, int] | None = None
         self.read: list[tuple[str, int]] = []
         """(UUID, index) of each GPU that was answered for, its faults included."""
+        self.tended: dict[str, Any] | None = None
+        """The answer to a tend."""
         self._host: dict[str, Any] = {}
         self._node: dict[str, Any] = {}
         self._gpus: list[GpuFacts] = []
@@ -42,6 +44,8 @@ class Sweep:
             self.at = (begin["uuid"], begin["index"])
         elif "gpu" in message:
             self._take_gpu(message["gpu"])
+        elif "tended" in message:
+            self.tended = message["tended"]
         elif "end" in message:
             self.ended = True
             self.at = None

@@ -3,6 +3,8 @@
 Speaks JSON, one object a line. It is asked on stdin:
 
     {"op": "sample", "known": [[index, uuid, bus_id], …], "last": [uuid or index, …], "skip": [uuid or index, …]}
+    {"op": "look", "gpus": [uuid, …]} only who uses these GPUs
+    {"op": "tend", "gpus": [uuid], "wish": {setting: value}}   bring their modes to that
     {"op": "release"}                 let NVML go, so that a GPU can be reset
 
 and answers on stdout, at a sample in this order:
@@ -12,7 +14,10 @@ and answers on stdout, at a sample in this order:
     {"begin": {…}}                    the GPU that is turned to now: index, and UUID and bus id if known
     {"gpu": {…}}                      what was read of it (GpuFacts' fields, its NVLinks and its PCIe neighbourhood)
     {"end": {…}}                      the sweep is over
+    {"tended": {…}}                   at a tend: which settings were changed, and which refused
     {"released": …}                   to a release
+
+A look and a tend begin and end likewise, with no host, and a node only where NVML fails.
 
 In between, at any time, `{"xid": {…}}`: the event thread's, as they come.
 
@@ -32,6 +37,7 @@ import time
 from nodeagent.gpu import procfs
 from nodeagent.gpu.nvml import GpuFault, Library, LibraryFault, NvmlFault, XidWatch
 from nodeagent.gpu.reading import Reading
+from nodeagent.gpu.tending import attend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,6 +157,21 @@ class Sweeper:
                 self.release()
                 self._output.send(node={"nvml_error": fault.code, "nvml_error_text": fault.text})
         self._output.send(end={})
+
+    def attend(self, request: dict[str, Any]) -> None:
+        """Answer a look or a tend."""
+        try:
+            self._library.open()
+            for uuid in request["gpus"]:
+                self._begin(self._index_of(uuid), uuid, "")
+                self._output.send(**attend(self._library, uuid, request.get("wish")))
+        except LibraryFault as fault:
+            self.release()
+            self._output.send(node={"nvml_error": fault.code, "nvml_error_text": fault.text})
+        self._output.send(end={})
+
+    def _index_of(self, uuid: str) -> int:
+        return next((index for index, bus_id in self._places.items() if self._uuids.get(bus_id) == uuid), -1)
 
     def _node(self) -> int | None:
         """Open NVML, say what it is, and count its GPUs; a driver that was loaded anew takes a second attempt."""
@@ -294,7 +315,7 @@ def main(argv: list[str]) -> None:
             sweeper.release()
             output.send(released=True)
         else:
-            sweeper.sweep(request)
+            (sweeper.sweep if request["op"] == "sample" else sweeper.attend)(request)
     os._exit(0)  # not through the interpreter's end: the event thread may sit in NVML
 
 

@@ -4,10 +4,11 @@ import time
 
 from nodeagent.errors import UnitsUnavailable
 from nodeagent.hook.node import Node
+from nodeagent.lock.cleaning import in_cleaning, take_over
 from nodeagent.lock.model import of_model
 from nodeagent.lock.occupancy import Occupancy, named, part
 from nodeagent.lock.placement import choose
-from nodeagent.lock.record import HOLD, MAINTENANCE, Owner
+from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, Owner
 from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, VerdictFile
 
 TYPE_CHECKING = False
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
     from nodeagent.hook.ends import Ends, Evidence
 
-_POLL = 0.1
+_POLL, _POLL_CLEANING = 0.1, 0.02
+CLEANING_WAIT = 1.0
+"""Seconds that a job waits for units which the agent is cleaning, where it would not wait at all."""
 
 
 class UnitsRetired(UnitsUnavailable):
@@ -50,7 +53,8 @@ def take(
         LockBusy, OSError: nothing could be locked; nothing is.
 
     """
-    deadline = time.monotonic() + wait
+    begun = time.monotonic()
+    deadline = begun + wait
     # A short list may be the driver's fault and no measure of what a job may ask for.
     complete = node.fresh and verdict.node_state == OK and all(u.state in (OK, DEGRADED) for u in verdict.units)
     # No reason to refuse a job: an older release compiled hook.conf without it.
@@ -62,7 +66,7 @@ def take(
         with node.store.exclusive():
             node.store.sweep()
             _clear(node, owner, over)
-            held = node.store.owners()
+            held = _held(node)
             occupied = Occupancy(held, verdict.units)
             retired = node.store.retired()
             usable = [u for u in lines if u.state in (OK, DEGRADED) and not named(u, retired)]
@@ -80,9 +84,18 @@ def take(
         over = ends.look(held)
         if over:
             continue
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= (max(deadline, begun + CLEANING_WAIT) if in_cleaning(held) else deadline):
             raise UnitsBusy(*numbers)
         time.sleep(_POLL)
+
+
+def _held(node: Node) -> "dict[str, Owner]":
+    """Return who holds what, under the flock; what no agent cleans any more is nobody's."""
+    held = node.store.owners()
+    for unit in take_over(node.store, node.state, node.fresh, held) if in_cleaning(held) else ():
+        node.event("cleaning_unfinished", units=unit, why="no agent is there to end it")
+        del held[unit]
+    return held
 
 
 def _claim(node: Node, owner: Owner, units: "Sequence[UnitLine]") -> None:
@@ -146,32 +159,65 @@ def record(node: Node, owner: Owner, units: "Sequence[UnitLine]", evidence: "Evi
     """Lock what the scheduler granted; where it cannot be locked say why, and let the scheduler's word stand.
 
     Of a shared GPU the first free share is locked: the scheduler does not say which.
-    A lock in the way is freed where it is surely over; `evidence` is asked once, after the scheduler's own word.
+    A lock in the way is freed where it is surely over; `evidence` is asked once, after the scheduler's own word. A unit
+    that the agent is cleaning is waited for, CLEANING_WAIT at most, and then taken over.
 
     Raises:
         LockBusy, OSError: nothing could be locked; nothing is.
 
     """
+    deadline = time.monotonic() + CLEANING_WAIT
     over: Mapping[str, str] | None = None
     while True:
         with node.store.exclusive():
             node.store.sweep()
             _clear(node, owner, over or {})
-            held = node.store.owners()
+            held = _held(node)
+            cleaning = _in_the_way(node, units, held)
+            if cleaning and time.monotonic() >= deadline:
+                held = _taken_over(node, owner, held, cleaning)
+                cleaning = []
             done, wanted = _compare(node, units, held)
-            if over is not None or not done.conflicts:
+            if not cleaning and (over is not None or not done.conflicts):
                 if not done.unfit and wanted:
                     _claim(node, owner, wanted)
                     done.locked = owner.units
                 return done
-        over = _ends(node, evidence).look(held, looks=1)
+        if cleaning:
+            time.sleep(_POLL_CLEANING)
+        else:
+            over = _ends(node, evidence).look(held, looks=1)
+
+
+def _lines(node: Node) -> "tuple[UnitLine, ...]":
+    return node.verdict.units if node.verdict is not None else ()
+
+
+def _in_the_way(node: Node, units: "Sequence[UnitLine]", held: "Mapping[str, Owner]") -> "list[str]":
+    """Return the units in cleaning without which those granted would be free."""
+    cleaning = in_cleaning(held)
+    if not cleaning:
+        return []
+    now = Occupancy(held, _lines(node))
+    then = Occupancy({unit: owner for unit, owner in held.items() if unit not in cleaning}, _lines(node))
+    gpus = {line.gpu for line in units if not now.take(line)[0] and then.take(line)[0]}
+    parents = {line.unit: line.gpu for line in _lines(node)}
+    return [unit for unit, owner in cleaning.items() if (parents.get(unit) or owner.gpu_of(unit)) in gpus]
+
+
+def _taken_over(node: Node, owner: Owner, held: "Mapping[str, Owner]", cleaning: "Sequence[str]") -> "dict[str, Owner]":
+    """Free units that the agent has not cleaned in time, under the flock; return what is held then."""
+    node.store.release(lambda other: other.scheduler == CLEANING, cleaning)
+    why = f"not clean after {CLEANING_WAIT:g} s, and Slurm has granted it"
+    node.event("cleaning_unfinished", owner, units=" ".join(cleaning), why=why)
+    return {unit: other for unit, other in held.items() if unit not in cleaning}
 
 
 def _compare(node: Node, units: "Iterable[UnitLine]", held: "Mapping[str, Owner]") -> "tuple[Recorded, list[UnitLine]]":
     """Return what is against locking the units, and those that nothing is against; under the flock."""
     done = Recorded()
     retired = node.store.retired()
-    occupied = Occupancy(held, node.verdict.units if node.verdict is not None else ())
+    occupied = Occupancy(held, _lines(node))
     wanted = []
     for unit in units:
         out = named(unit, retired)

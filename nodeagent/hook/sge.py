@@ -284,7 +284,7 @@ def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable
 
 @guarded("sge epilog")
 def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
-    """Free what this job holds on this node, by the lock's record alone."""
+    """Give back what this job holds on this node, by the lock's record alone, and end what it left running there."""
     job, task = job_and_task(environ)
-    epilog.release(open_state(arguments), "sge", "", job, task)
+    epilog.end(open_state(arguments), "sge", "", job, task)
     return 0

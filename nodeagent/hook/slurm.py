@@ -162,8 +162,8 @@ def _command(node: Node, program: str, *arguments: str) -> "bool | None":
 
 @guarded("slurm epilog")
 def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
-    """Epilog=: free what this job holds on this node."""
-    epilog.release(open_state(arguments), "slurm", environ.get("SLURM_CLUSTER_NAME", ""), _job_id(environ))
+    """Epilog=: give back what this job holds on this node, and end what it left running there."""
+    epilog.end(open_state(arguments), "slurm", environ.get("SLURM_CLUSTER_NAME", ""), _job_id(environ))
     return 0
 
 

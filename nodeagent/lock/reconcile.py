@@ -34,7 +34,7 @@ def gone(
         if boot_id and owner.boot_id and owner.boot_id != boot_id:
             over[owner.grant] = "it is from another boot"
         elif owner.scheduler == CLEANING:
-            continue
+            continue  # the agent's, or the next prolog's: whose job it was says nothing any more
         elif ended and owner.grant in ended:
             over[owner.grant] = ended[owner.grant]
         elif owner.scheduler == "local" and dead:

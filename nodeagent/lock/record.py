@@ -20,7 +20,8 @@ _TEXTS = ("scheduler", "cluster", "node", "job", "task", "grant", "run", "user",
 class Owner:
     """Who holds a grant of one or more units.
 
-    `scheduler` is slurm, sge, local, or one of the words that are not a job: hold, maintenance, cleaning, unreadable.
+    `scheduler` is slurm, sge, local, or one of the words that are not a job: hold, maintenance, cleaning (the job is
+    over, the agent has not looked at the GPU yet), unreadable.
     `grant` is random, one a grant: the identity of what is released. `task` is empty outside arrays. `run` is the
     scheduler's word for this run of the job: Slurm's restart count, Grid Engine's spool directory of it. `pid` with
     `pid_start` (clock ticks since boot, field 22 of /proc/PID/stat) is the process whose life the grant follows
@@ -86,6 +87,12 @@ class Owner:
         """Return the same owner of other units: unit → the GPU that it is, or is of."""
         texts = {key: getattr(self, key) for key in _TEXTS}
         return Owner(since=self.since, units=tuple(gpus), gpus=tuple(gpus.values()), **texts)
+
+    def cleaning(self) -> "Owner":
+        """Return the owner of the same units after the job: no job's any more, but everybody sees whose they were."""
+        texts = {key: getattr(self, key) for key in _TEXTS}
+        texts["scheduler"] = CLEANING
+        return Owner(since=self.since, units=self.units, gpus=self.gpus, **texts)
 
     def encode(self) -> str:
         """Return the text of the `owner` file."""

@@ -15,7 +15,7 @@ from nodeagent.state.files import Directory, decode_pairs, encode_pairs, make_di
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
 LOCK_FILE = "lock"
@@ -91,15 +91,15 @@ class Store:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def owners(self) -> "dict[str, Owner]":
-        """Return the owner of each held unit. A lock that cannot be read has an owner `unreadable`: held, not free."""
+    def owners(self, only: "Collection[str] | None" = None) -> "dict[str, Owner]":
+        """Return the owner of each held unit (of `only`); one that cannot be read is `unreadable`: held, not free."""
         try:
             locks = self._state.sub(LOCKS)
         except FileNotFoundError:
             return {}
         try:
             held = {}
-            names = locks.names()
+            names = locks.names() if only is None else only
             self.trace("listed")
             for unit in names:
                 if is_unit(unit):
@@ -196,9 +196,9 @@ class Store:
             except OSError:
                 continue
 
-    def release(self, mine: "Callable[[Owner], bool]") -> "dict[str, Owner]":
-        """Free the units whose owner `mine` accepts and nothing else; return them with their owners."""
-        freed = {unit: owner for unit, owner in self.owners().items() if mine(owner)}
+    def release(self, mine: "Callable[[Owner], bool]", only: "Collection[str] | None" = None) -> "dict[str, Owner]":
+        """Free the units (of `only`) whose owner `mine` accepts and nothing else; return them with their owners."""
+        freed = {unit: owner for unit, owner in self.owners(only).items() if mine(owner)}
         if freed:
             locks = self._state.sub(LOCKS)
             try:
@@ -248,6 +248,20 @@ class Store:
             lock.replace("owner", owner.encode())
         finally:
             lock.close()
+
+    def hand_over(self, unit: str, owner: Owner) -> None:
+        """Give a held unit another owner; at each moment it has the one or the other.
+
+        Raises:
+            OSError: it has the owner that it had.
+
+        """
+        _check(unit)
+        locks = self._state.sub(LOCKS)
+        try:
+            self._replace_owner(locks, unit, owner)
+        finally:
+            locks.close()
 
     def retire(self, unit: str, facts: "Iterable[tuple[str, str]]") -> None:
         """Grant the unit no more, whoever holds it now; after this returns nothing is granted on it."""

@@ -4,6 +4,7 @@ Every reader takes the root of the tree (`/proc`, or a test's), and answers "not
 """
 
 import os
+import time
 
 from nodeagent.state.boot import read_start, start_time
 
@@ -59,8 +60,10 @@ def device_number(path: str) -> int:
         return -1
 
 
-def open_devices(proc: str, pid: int) -> "set[int]":
-    """Return the numbers of the NVIDIA device files that a process has open.
+def open_devices(proc: str, pid: int, deadline: "float | None" = None) -> "set[int]":
+    """Return the numbers of the NVIDIA device files that a process has open, as far as they are found by `deadline`.
+
+    A user may have half a million files open; `deadline` is in monotonic seconds.
 
     By their names first: what an open file on a dead file server is cannot be asked without waiting for it. A device
     file of another name is root's to make.
@@ -69,6 +72,8 @@ def open_devices(proc: str, pid: int) -> "set[int]":
     found = set()
     try:
         for name in os.listdir(home):
+            if deadline is not None and time.monotonic() > deadline:
+                break
             path = f"{home}/{name}"
             if os.readlink(path).rpartition("/")[2].startswith("nvidia"):
                 found.add(os.stat(path).st_rdev)
@@ -91,7 +96,7 @@ def holding(proc: str, devices: "Collection[int]", pids: "Collection[int] | None
 
 
 def owner_uid(proc: str, pid: int) -> int:
-    """Return the user that a process runs as; -1 if it is gone. One that may not be traced shows as root's."""
+    """Return the user that a process runs as (effective uid, traceable or not); -1 if it is gone."""
     try:
         return os.stat(f"{proc}/{pid}").st_uid
     except OSError:
@@ -124,6 +129,17 @@ def works_in(proc: str, pid: int, directory: str) -> bool:
     except OSError:
         return False
     return place == f"{directory} (deleted)" or f"{place}/".startswith(f"{directory}/")
+
+
+def is_waiting(proc: str, pid: int) -> bool:
+    """Say whether a thread of a process is in state D: in the midst of a call that nothing interrupts."""
+    try:
+        for thread in os.listdir(f"{proc}/{pid}/task"):
+            if read_start(f"{proc}/{pid}/task/{thread}/stat").rpartition(b")")[2].split()[:1] == [b"D"]:
+                return True
+    except OSError:
+        pass  # it ended
+    return False
 
 
 def group_ids(proc: str, pid: int) -> "set[int]":

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nodeagent.hook import sge, slurm
+from nodeagent.lock.cleaning import WAKE, listen
 from nodeagent.lock.reconcile import gone
-from nodeagent.lock.record import Owner, decode_owner
+from nodeagent.lock.record import CLEANING, Owner, decode_owner
 from nodeagent.lock.store import Store
 from nodeagent.lock.unit import is_unit
 from nodeagent.state.boot import boot_id, start_time
@@ -24,7 +25,7 @@ GPUS = 5
 JOB, OTHER, NEXT, LAST = "603", "7", "500", "600"
 """The job whose hook is struck, one that runs all the while on the last GPU, and two that come later."""
 _VARYING = re.compile(
-    r"(?<=new-)[0-9a-f]{16}|(?<=grant=)[0-9a-f]{16}|(?<=old-)\d+|(?<=pid=)\d+|(?<=start=)\d+|(?<=since=)\d+|^\d+\.\d+",
+    r"(?<=owner\.)\d+|(?<=new-)[0-9a-f]{16}|(?<=grant=)[0-9a-f]{16}|(?<=old-)\d+|(?<=pid=)\d+|(?<=start=)\d+|(?<=since=)\d+|^\d+\.\d+",
     re.M,
 )
 PROMISED = 2.0
@@ -43,11 +44,13 @@ class Scene:
     The job gets GPUs 0 and 1. Job 7 runs on GPU 4. With `first` nothing was ever locked on this node; else its prolog
     finds what an earlier crash left (a lock without owner on GPU 0, prepared and discarded directories) and GPU 2 still
     locked by an earlier run of the same job; its epilog finds the same but for GPUs 0 to 2, and a lock that a real
-    prolog made.
+    prolog made. With `agent` one listens to epilogs: then these hand their units over instead of freeing them.
     """
 
-    def __init__(self, directory: Path, stub: str, first: bool = False) -> None:
+    def __init__(self, directory: Path, stub: str, first: bool = False, agent: bool = False) -> None:
         self.stub = stub
+        self.agent = agent
+        self._attendant = -1
         self.kind = stub.rpartition("/")[2]
         self.node = LaidOutNode(directory, self.kind, GPUS, "hooks: {wait_for_units: 0}\n")
         self.locks = self.node.state_dir / "locks"
@@ -94,7 +97,15 @@ class Scene:
                 shutil.rmtree(child)
             else:
                 child.unlink()
-        shutil.copytree(saved, self.node.state_dir, dirs_exist_ok=True)
+        shutil.copytree(saved, self.node.state_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WAKE))
+        self._listen()
+
+    def _listen(self) -> None:
+        """Be the agent, whose end of the FIFO is there all the while."""
+        if self.agent:
+            if self._attendant >= 0:
+                os.close(self._attendant)
+            self._attendant = listen(self.node.state)
 
     def restore(self) -> None:
         """Put everything back to how it was before the hook ran."""
@@ -143,12 +154,12 @@ class Scene:
         assert not events.exists() or events.read_bytes()[-1:] in (b"", b"\n")
 
     def whole(self) -> bool:
-        """Say whether the struck job holds, of each of its grants, all units."""
+        """Say whether the struck job holds, of each of its grants, all units; one in cleaning is nobody's part."""
         owners = self.node.store.owners()
         return all(
             unit in owners and owners[unit].grant == owner.grant
             for owner in owners.values()
-            if owner.job == JOB
+            if owner.job == JOB and owner.scheduler != CLEANING
             for unit in owner.units
         )
 
@@ -161,7 +172,10 @@ class Scene:
         if state in self.checked:
             return
         shutil.rmtree(self._after, ignore_errors=True)
-        shutil.copytree(self.node.state_dir, self._after)
+        shutil.copytree(self.node.state_dir, self._after, ignore=shutil.ignore_patterns(WAKE))
+        if self.agent:
+            self._check_cleaned()
+            self._put(self._after)
         self._check_reconciled()
         self._put(self._after)
         self._check_another_job()
@@ -185,6 +199,22 @@ class Scene:
             over = gone(store.owners(), boot_id("/proc"), start_time, ended)
             store.release(lambda owner: owner.grant in over)
 
+    def _clean(self) -> None:
+        """Do what agent.cleaner does with units that are clean."""
+        store = Store(self.node.state)
+        with store.exclusive():
+            store.release(lambda owner: owner.scheduler == CLEANING)
+
+    def _check_cleaned(self) -> None:
+        """The agent frees what it was given, and of the rest nothing: that is the job's till its epilog comes again."""
+        before = self.node.store.owners()
+        self._clean()
+        left = {unit: owner.scheduler for unit, owner in before.items() if owner.scheduler != CLEANING}
+        assert {unit: owner.scheduler for unit, owner in self.node.store.owners().items()} == left
+        self._hook("epilog", JOB, "0-1", 2)
+        self._clean()
+        assert self.node.held() == self._others()
+
     def _others(self) -> dict[int, str]:
         return {} if self.first else {4: OTHER}
 
@@ -197,9 +227,11 @@ class Scene:
         assert self.whole(), "part of a grant is left"
         mine: dict[str, Owner] = {u: owner for u, owner in self.node.store.owners().items() if owner.job == JOB}
         self._reconcile({owner.grant: "its job is over" for owner in mine.values()})
+        self._clean()
         assert self.node.held() == self._others()
 
     def _check_another_job(self) -> None:
+        self._clean()
         taken = self.node.held()
         self._hook("prolog", NEXT, "3", 1)
         held = self.node.held()
@@ -224,7 +256,9 @@ class Scene:
     def _hook(self, when: str, job: str, indices: str, count: int) -> None:
         hook = HOOKS[f"{when}/{self.kind}"]
         arguments = ["--config", str(self.node.config)]
+        self._clean()  # units that wait for the agent are freed by it, in the time that a prolog gives it
         assert in_child(hook, arguments, self.job_environ(job, indices, count)) == 0
+        self._clean()
 
     def check_refused(self, ended: Ended, loaded: bool = True, unread: bool = False) -> None:
         """The status is the contract's, in time; the job has all its units or none; it does not fail in silence.
@@ -235,7 +269,8 @@ class Scene:
         assert ended.status in ((0, 99) if self.stub == "prolog/sge" else (0,))
         assert ended.seconds < PROMISED
         assert ended.out == ""
-        mine = {index for index, job in self.node.held().items() if job == JOB}
+        owners = self.node.store.owners()
+        mine = {i for i, job in self.node.held().items() if job == JOB and owners[uuid(i)].scheduler == self.kind}
         if self.kind == "sge":
             assert ended.err == ""  # it would be in the user's output
             if self.stub == "prolog/sge" and ended.status == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from nodeagent.lock.record import HOLD, Owner
@@ -47,7 +47,7 @@ class WitnessedStore(Store):
         super().claim(owner)
         self._log.say(CLAIMED, owner.grant, " ".join(owner.units))
 
-    def release(self, mine: Callable[[Owner], bool]) -> dict[str, Owner]:
+    def release(self, mine: Callable[[Owner], bool], only: Collection[str] | None = None) -> dict[str, Owner]:
         told: set[str] = set()
 
         def witnessed(owner: Owner) -> bool:
@@ -58,7 +58,7 @@ class WitnessedStore(Store):
                 self._log.say(FREEING, owner.grant)
             return True
 
-        return super().release(witnessed)
+        return super().release(witnessed, only)
 
     def sweep(self) -> list[str]:
         swept = super().sweep()

@@ -20,20 +20,24 @@ from tests.contract.crash_scene import HOOKS, Scene
 from tests.contract.crash_trace import MEMORY, Call, from_first_naming
 from tests.integration.support import require
 
-SCENES = [(stub, False) for stub in HOOKS] + [("prolog/slurm", True), ("prolog/sge", True)]
+SCENES = [
+    *((stub, "") for stub in HOOKS),
+    *((stub, "first ever") for stub in ("prolog/slurm", "prolog/sge")),
+    ("epilog/slurm", "with an agent"),  # Grid Engine's differs from it by nothing that has to do with the agent
+]
 CHANGES = {"openat", "write", "mkdirat", "fchmodat", "fchmod", "renameat", "unlinkat", "flock", "ftruncate"}
 LOOKS = {"read", "newfstatat", "getdents64", "fcntl", "lseek", "close"}
 ERRORS = {**dict.fromkeys(LOOKS, ("EIO", "EINTR")), **dict.fromkeys(CHANGES, ("ENOSPC", "EIO", "EINTR"))}
 
 every_scene = pytest.mark.parametrize(
-    ("stub", "first"), SCENES, ids=[f"{stub}{', first ever' * first}" for stub, first in SCENES]
+    ("stub", "how"), SCENES, ids=[f"{stub}{how and ', '}{how}" for stub, how in SCENES]
 )
 
 
 @pytest.fixture
-def scene(tmp_path: Path, stub: str, first: bool) -> Scene:
+def scene(tmp_path: Path, stub: str, how: str) -> Scene:
     require("strace")
-    return Scene(tmp_path, stub, first)
+    return Scene(tmp_path, stub, how == "first ever", how == "with an agent")
 
 
 def recorded(scene: Scene) -> list[Call]:

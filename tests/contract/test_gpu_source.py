@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pytest
 
 from nodeagent.config.model import Config, Roots
-from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, XidEvent
+from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, Tended, XidEvent
 from nodeagent.gpu.kernel_log import KernelLog
 from nodeagent.gpu.probe import ProbeProcess
 from nodeagent.gpu.probe_worker import Worker
@@ -322,6 +322,21 @@ def test_an_absent_gpu_shifts_indices_and_no_names(world: World) -> None:
     assert facts.pci_gpus == 7
 
 
+def test_a_look_reads_who_uses_those_asked_for_and_passes_over_what_is_silent(world: World) -> None:
+    world.source.sample()
+    world.busy(2, 4711, 3 << 30)
+    world.lose(4)
+    looked = {gpu.uuid: gpu for gpu in world.source.look([world.uuid(2), world.uuid(4), world.uuid(5)])}
+    assert looked.keys() == {world.uuid(2), world.uuid(4), world.uuid(5)}
+    assert looked[world.uuid(2)].processes == (Process(4711, 3 << 30),)
+    assert (looked[world.uuid(2)].memory_used, looked[world.uuid(5)].processes) == (3 << 30, ())
+    assert looked[world.uuid(4)].error == 15
+    assert len(world.source.sample().gpus) == 8
+    world.fail_init(9)
+    world.source.release()
+    assert world.source.look([world.uuid(5)]) == ()
+
+
 def test_what_is_not_supported_is_none_and_never_zero(world: World) -> None:
     world.without(0)
     facts = world.source.sample()
@@ -381,6 +396,53 @@ def test_an_xid_that_comes_during_a_sample_still_wakes(world: World) -> None:
     world.source.sample()
     assert woken(world.source, 0)
     assert [event.xid for event in world.source.take_xids()] == [63]
+
+
+# ---- modes between two jobs -----------------------------------------------------------------------------------------
+
+WISH = {"compute_mode": "default", "persistence": "on", "power_limit": "default", "application_clocks": "default"}
+
+
+def test_modes_are_brought_to_the_wish_and_what_is_as_wished_is_not_touched(sim: SimWorld) -> None:
+    default = {key: sim.scenario.get(3, key) for key in ("power_limit_mw", "app_memory_clock", "app_graphics_clock")}
+    soiled = {"compute_mode": 3, "persistence": 0, "power_limit_mw": 300_000, "app_memory_clock": 1000}
+    sim.scenario.set(3, **soiled)
+    done = sim.source.tend(sim.uuid(3), WISH)
+    assert done.refused == {}
+    assert done.changed["compute_mode"] == (3, 0) and done.changed["persistence"] == (0, 1)
+    assert done.changed.keys() == WISH.keys()
+    assert {key: sim.scenario.get(3, key) for key in default} == default
+    assert (sim.scenario.get(3, "compute_mode"), sim.scenario.get(3, "persistence")) == (0, 1)
+    sim.scenario.fault("nvmlDeviceSet*", 4)
+    assert sim.source.tend(sim.uuid(3), WISH) == Tended({}, {})
+    wish = {"power_limit": "350", "application_clocks": "2000,1500", "compute_mode": "exclusive_process"}
+    sim.scenario.clear_faults()
+    assert sim.source.tend(sim.uuid(3), wish).changed.keys() == wish.keys()
+    assert (sim.scenario.get(3, "power_limit_mw"), sim.scenario.get(3, "compute_mode")) == (350_000, 3)
+    assert (sim.scenario.get(3, "app_memory_clock"), sim.scenario.get(3, "app_graphics_clock")) == (2000, 1500)
+
+
+@pytest.mark.parametrize("code, words", [(4, "Insufficient Permissions"), (3, "Not Supported")])
+def test_a_setter_that_is_refused_is_told_and_the_others_are_done(sim: SimWorld, code: int, words: str) -> None:
+    sim.scenario.set(3, compute_mode=3, persistence=0)
+    sim.scenario.fault("nvmlDeviceSetComputeMode", code)
+    done = sim.source.tend(sim.uuid(3), WISH)
+    assert done.refused == {"compute_mode": words} and done.changed.keys() == {"persistence"}
+
+
+def test_a_setter_that_hangs_costs_one_time_out_and_the_gpu_is_named_by_the_next_sample(sim: SimWorld) -> None:
+    sim.source.sample()
+    sim.scenario.set(3, compute_mode=3)
+    sim.hang(3)
+    began = time.monotonic()
+    assert sim.source.tend(sim.uuid(3), WISH) is None
+    assert time.monotonic() - began < 2 * SHORT
+    facts = sim.source.sample()
+    assert facts.hung_uuid == sim.uuid(3) and len(facts.gpus) == 7
+    sim.heal()
+    sim.scenario.clear_faults()
+    sim.scenario.lose(3)
+    assert sim.source.tend(sim.uuid(3), WISH) is None
 
 
 # ---- the probe process -------------------------------------------------------------------------------------------
@@ -575,26 +637,6 @@ def test_processes_that_do_not_die_are_not_piled_up(sim: SimWorld, left_behind: 
     wait_for(lambda: source.stuck == 0, "the abandoned processes to be gone")
     assert len(source.sample().gpus) == 8
     left_behind.append(source.pid)
-
-
-@pytest.fixture
-def frozen(tmp_path: Path) -> Iterator[Path]:
-    """A frozen file system of its own: who writes there is in state D, out of SIGKILL's reach, until it is thawed."""
-    image, mount = tmp_path / "image", tmp_path / "frozen"
-    mount.mkdir()
-    image.write_bytes(b"")
-    os.truncate(image, 8 << 20)
-    try:
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no loop device to mount")
-    try:
-        subprocess.run(["fsfreeze", "-f", str(mount)], check=True)
-        yield mount
-    finally:
-        subprocess.run(["fsfreeze", "-u", str(mount)], check=False, capture_output=True)
-        subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
 def test_a_process_in_state_d_is_abandoned_until_it_comes_back(sim: SimWorld, frozen: Path) -> None:

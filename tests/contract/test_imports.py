@@ -77,7 +77,8 @@ THIRD_PARTY = {"pynvml", "yaml", "prometheus_client", "structlog", "systemd", "e
 
 LEAN_STANDARD = {"os", "sys", "fcntl", "errno", "time"}
 # ctypes: bpf(2) has no other door, and cgroup v2 isolation no other way
-LEAN_ON_DEMAND = {"syslog", "xml.etree", "ctypes", "nodeagent.scheduler.command"}
+# signal: to end what a job left behind, race-free by a pidfd
+LEAN_ON_DEMAND = {"syslog", "xml.etree", "ctypes", "signal", "nodeagent.scheduler.command"}
 
 
 @dataclass(frozen=True)

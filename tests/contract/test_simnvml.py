@@ -275,6 +275,8 @@ EXPRESSIONS = (
     "n.nvmlEventSetFree(event_set(gpu(0)))",
     *("n.nvmlDeviceSetPersistenceMode(gpu(0), 1)", "n.nvmlDeviceSetComputeMode(gpu(0), 3)"),
     "n.nvmlDeviceSetPowerManagementLimit(gpu(0), 500000)",
+    *("n.nvmlDeviceGetApplicationsClock(gpu(0), 2)", "n.nvmlDeviceGetDefaultApplicationsClock(gpu(0), 0)"),
+    *("n.nvmlDeviceSetApplicationsClocks(gpu(0), 1000, 1200)", "n.nvmlDeviceResetApplicationsClocks(gpu(0))"),
 )
 
 
@@ -410,6 +412,19 @@ def test_what_a_process_sets_is_seen_by_others(make: Callable[..., Scenario], st
     assert two.ask("n.nvmlDeviceGetComputeMode(gpu(1))") == 3
     scenario.set(1, compute_mode=0)
     assert two.ask("n.nvmlDeviceGetComputeMode(gpu(1))") == 0
+
+
+def test_application_clocks_are_set_within_the_boards_and_reset(
+    make: Callable[..., Scenario], start: Callable[..., Child]
+) -> None:
+    scenario = make()
+    child = start(scenario)
+    default = [child.ask(f"n.nvmlDeviceGetDefaultApplicationsClock(gpu(1), {kind})") for kind in (2, 0)]
+    child.ask("n.nvmlDeviceSetApplicationsClocks(gpu(1), 1500, 900)")
+    assert [child.ask(f"n.nvmlDeviceGetApplicationsClock(gpu(1), {kind})") for kind in (2, 0)] == [1500, 900]
+    assert child.code("n.nvmlDeviceSetApplicationsClocks(gpu(1), 1500, 90000)") == 2
+    child.ask("n.nvmlDeviceResetApplicationsClocks(gpu(1))")
+    assert [scenario.get(1, key) for key in ("app_memory_clock", "app_graphics_clock")] == default
 
 
 def test_a_line_not_understood_is_loud(make: Callable[..., Scenario], start: Callable[..., Child]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from nodeagent.state.boot import start_time
 from tests import provision
-from tests.simulated_node import ROOT
+from tests.simulated_node import ROOT, SimulatedNode
 
 
 def unavailable(why: str) -> None:
@@ -41,6 +43,41 @@ def executable(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+_DEVICES = (3, 5, 7, 8)
+"""Minor numbers of /dev/null, zero, full and random, whose major is 1: devices that open."""
+_HOLD = "import os,signal,sys,time; signal.signal(15, signal.SIG_IGN); os.open(sys.argv[1], os.O_RDWR); time.sleep(600)"
+
+
+class Leftovers:
+    """A node on which jobs can hold a GPU's device and stay: devices that open, and processes that hooks see.
+
+    The node's /proc is a test's tree, so processes are linked into it one by one.
+    """
+
+    def __init__(self, node: SimulatedNode) -> None:
+        self._proc = node.roots["proc"]
+        self.device = f"{node.roots['dev']}/nvidia"
+        for gpu, minor in enumerate(_DEVICES):
+            path = f"{self.device}{gpu}"
+            os.unlink(path)
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+            os.chmod(path, 0o666)  # noqa: S103  as the driver makes them
+
+    def script(self, gpu: int) -> str:
+        """Return the part of a job's script that leaves a process on the GPU: of its own session, deaf to TERM."""
+        hold = f"/usr/bin/python3 -IS -c '{_HOLD}' {self.device}{gpu}"
+        return f"setsid {hold} </dev/null >/dev/null 2>&1 &\necho left=$!\n"
+
+    def seen(self, pid: int) -> None:
+        """Have hooks see that process."""
+        os.symlink(f"/proc/{pid}", self._proc / str(pid))
+
+    @staticmethod
+    def lives(pid: int) -> bool:
+        """Say whether the process is there, and no zombie."""
+        return bool(start_time(pid))
 
 
 def variables(text: str) -> dict[str, str]:

@@ -18,12 +18,13 @@ from nodeagent.state.files import Directory
 from nodeagent.state.hook_conf import read_hook_conf
 from tests.clusters.gridengine import GridEngineCluster
 from tests.clusters.process import open_directory
-from tests.integration.support import Gates, executable, install_tree, require, variables
+from tests.integration.support import Gates, Leftovers, executable, install_tree, require, variables
 from tests.simulated_node import ROOT, SimulatedNode, until
 
 SETTINGS = """interval: 1s
 hooks: {{wait_for_units: 2s}}
 health: {{recover: 2}}
+cleanup: {{patience: 1s, compute_mode: default}}
 scheduler:
   kind: sge
   sge: {{root: {root}, qmaster_port: {qmaster}, execd_port: {execd}{more}}}
@@ -80,10 +81,10 @@ class Lab:
         """Return the sensor's number of faulty GPUs."""
         return int(float(self.value("gpu_faulty") or "0"))
 
-    def begin(self, *arguments: str, user: str = "alice") -> tuple[str, Path]:
-        """Submit a job that runs until its gate exists; returns when it has begun."""
+    def begin(self, *arguments: str, user: str = "alice", before: str = "") -> tuple[str, Path]:
+        """Submit a job that runs until its gate exists; returns when it has begun, which is after `before`."""
         gate, script = self.gates.new()
-        job = self.cluster.submit(user, list(arguments), script)
+        job = self.cluster.submit(user, list(arguments), before + script)
         until(lambda: "begun=yes" in self.cluster.job_output(job), f"job {job} begins")
         return job, gate
 
@@ -299,3 +300,52 @@ def test_a_job_consumable_counts_once_and_too_large_a_request_is_the_users_mista
         assert "5 GPUs asked for; this node has 4" in lab.cluster.job_output(large)
         assert lab.node.holders() == {}
         assert lab.cluster.queue_state() == ""
+
+
+@pytest.fixture
+def without_addgrp_kill(lab: Lab) -> Iterator[None]:
+    """Grid Engine itself ends a job's processes unless the site has told it not to; then the epilog does."""
+
+    def obeyed() -> bool:
+        job, gate = lab.begin()
+        config = (lab.cluster.spool / "active_jobs" / f"{job}.1" / "config").read_text()
+        lab.finish(job, gate)
+        return "enable_addgrp_kill=0" in config
+
+    lab.cluster.set_global(execd_params="ENABLE_ADDGRP_KILL=0")
+    try:
+        until(obeyed, "the exec daemon obeys")
+        yield
+    finally:
+        lab.cluster.set_global(execd_params="none")
+
+
+@pytest.mark.usefixtures("without_addgrp_kill")
+def test_what_a_job_left_running_on_its_gpu_is_ended_and_the_gpu_granted_again(lab: Lab) -> None:
+    node = lab.node
+    leftovers = Leftovers(node)
+    job, gate = lab.begin("-l", "gpu=2", before=leftovers.script(0))
+    pid = int(variables(lab.cluster.job_output(job))["left"])
+    leftovers.seen(pid)
+    node.scenario.set(0, compute_mode=3)
+    assert Leftovers.lives(pid)
+    lab.finish(job, gate)
+    until(lambda: not node.holders(), "the job's units free")
+    assert not Leftovers.lives(pid)
+    until(lambda: "kind=leftover" in node.log.read_text(), "the event in the log")
+    assert node.scenario.get(0, "compute_mode") == 0 and node.retired() == []
+    again, gate = lab.begin("-l", "gpu=4")
+    assert lab.finish(again, gate)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+
+
+def test_memory_that_a_job_left_retires_its_gpu_frees_the_rest_and_is_over_when_it_is_gone(lab: Lab) -> None:
+    node = lab.node
+    job, gate = lab.begin("-l", "gpu=2")
+    node.scenario.set(1, memory_used=3 << 30)
+    lab.finish(job, gate)
+    until(lambda: node.retired() == [1], "GPU 1 retired")
+    until(lambda: not node.holders(), "the grant freed")
+    reason = node.status()["gpus"][1]["retired"]
+    assert reason["check"] == "leftover-memory" and f"left by job {job}" in reason["reason"]
+    node.scenario.set(1, memory_used=0)
+    until(lambda: node.retired() == [], "GPU 1 back")

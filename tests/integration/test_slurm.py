@@ -13,7 +13,7 @@ import pytest
 
 from tests.clusters.process import open_directory
 from tests.clusters.slurm import SlurmCluster
-from tests.integration.support import Gates, executable, install_tree, require, variables
+from tests.integration.support import Gates, Leftovers, executable, install_tree, require, variables
 from tests.simulated_node import SimulatedNode, until
 
 NODES = ("n1", "n2")
@@ -21,6 +21,7 @@ SETTINGS = """interval: 1s
 hooks: {{verdict_max_age: 3s}}
 health: {{recover: 2, strikes: {{driver-unresponsive: 1}}}}
 limits: {{max_drained: 1}}
+cleanup: {{patience: 1s, compute_mode: default}}
 scheduler: {{kind: slurm, slurm: {{conf: {conf}}}}}
 drivers: {{path: "{sets}/v{{version}}"}}
 """
@@ -53,10 +54,10 @@ class Lab:
         self.agents = {name: stack.enter_context(node.agent()) for name, node in self.nodes.items()}
         self.gates = Gates(directory)
 
-    def begin(self, *arguments: str, user: str = "alice") -> tuple[str, Path]:
-        """Submit a job that runs until its gate exists; returns when it has begun."""
+    def begin(self, *arguments: str, user: str = "alice", before: str = "") -> tuple[str, Path]:
+        """Submit a job that runs until its gate exists; returns when it has begun, which is after `before`."""
         gate, script = self.gates.new()
-        job = self.cluster.submit(user, list(arguments), script)
+        job = self.cluster.submit(user, list(arguments), before + script)
         until(lambda: "begun=yes" in self.cluster.output(job), f"job {job} begins")
         return job, gate
 
@@ -264,3 +265,34 @@ def test_a_lock_whose_epilog_never_ran_is_freed_when_the_next_job_meets_it(lab: 
     until(lambda: node.holders() == {}, "the lost job's lock freed")
     assert "lock_reconciled" in node.log.read_text()
     assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_what_a_job_left_running_on_its_gpu_is_ended_and_the_gpu_granted_again(lab: Lab) -> None:
+    node = lab.nodes["n1"]
+    leftovers = Leftovers(node)
+    job, gate = lab.begin("--gres=gpu:2", "-w", "n1", before=leftovers.script(0))
+    pid = int(variables(lab.cluster.output(job))["left"])
+    leftovers.seen(pid)
+    node.scenario.set(0, compute_mode=3)
+    assert Leftovers.lives(pid)
+    lab.finish(job, gate)
+    until(lambda: not node.holders(), "the job's units free")
+    assert not Leftovers.lives(pid)
+    until(lambda: "kind=leftover" in node.log.read_text(), "the event in the log")
+    assert node.scenario.get(0, "compute_mode") == 0 and node.retired() == []
+    again, gate = lab.begin("--gres=gpu:4", "-w", "n1")
+    assert lab.finish(again, gate)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+
+
+def test_memory_that_a_job_left_retires_its_gpu_frees_the_rest_and_is_over_when_it_is_gone(lab: Lab) -> None:
+    node = lab.nodes["n1"]
+    job, gate = lab.begin("--gres=gpu:2", "-w", "n1")
+    node.scenario.set(1, memory_used=3 << 30)
+    lab.finish(job, gate)
+    until(lambda: node.retired() == [1], "GPU 1 retired")
+    until(lambda: not node.holders(), "the grant freed")
+    reason = node.status()["gpus"][1]["retired"]
+    assert reason["check"] == "leftover-memory" and f"left by job {job}" in reason["reason"]
+    node.scenario.set(1, memory_used=0)
+    until(lambda: node.retired() == [], "GPU 1 back")
+    until(lambda: not lab.cluster.node("n1").drained, "n1 back in service")

@@ -232,6 +232,18 @@ EXPORT int nvmlDeviceGetMaxClockInfo(handle h, uint32_t type, uint32_t *out) {
     return type < 4 ? give(clocks[type], out) : done(INVALID_ARGUMENT);
 }
 
+/* Application clocks are those of graphics (the SMs' are the same) and of memory. */
+EXPORT int nvmlDeviceGetApplicationsClock(handle h, uint32_t type, uint32_t *out) {
+    BEGIN(h, DEVICE);
+    return type > 2 ? done(INVALID_ARGUMENT) : give(type == 2 ? c.gpu->app_memory_clock : c.gpu->app_graphics_clock, out);
+}
+
+EXPORT int nvmlDeviceGetDefaultApplicationsClock(handle h, uint32_t type, uint32_t *out) {
+    BEGIN(h, DEVICE);
+    return type > 2 ? done(INVALID_ARGUMENT)
+                    : give(type == 2 ? c.gpu->app_memory_default : c.gpu->app_graphics_default, out);
+}
+
 EXPORT int nvmlDeviceGetViolationStatus(handle h, uint32_t policy, struct nvml_violation *out) {
     BEGIN(h, DEVICE);
     uint64_t ns = policy == 0 ? slowed_by_power_ns(c.gpu) : policy == 1 ? slowed_by_heat_ns(c.gpu) : NONE;

@@ -111,6 +111,8 @@ def idle_values(model: Model, driver: str) -> dict[str, Value]:
         graphics_clock=345, sm_clock=345, memory_clock=memory_clock, video_clock=765,
         graphics_clock_max=graphics, sm_clock_max=graphics,
         memory_clock_max=memory_clock, video_clock_max=video,
+        app_graphics_clock=graphics, app_graphics_default=graphics,
+        app_memory_clock=memory_clock, app_memory_default=memory_clock,
         clock_reasons=1, pstate=0, persistence=1, compute_mode=0, ecc_mode=1, ecc_pending=1,
         ecc_corrected_volatile=0, ecc_corrected_aggregate=0,
         ecc_uncorrected_volatile=0, ecc_uncorrected_aggregate=0,

@@ -31,3 +31,24 @@ EXPORT int nvmlDeviceSetPowerManagementLimit(handle h, uint32_t mw) {
     rc = set_value(&c, "power_limit_mw", mw);
     return done(rc == OK ? set_value(&c, "power_enforced_mw", mw) : rc);
 }
+
+static int set_application_clocks(const struct call *c, uint64_t memory, uint64_t graphics) {
+    int rc;
+
+    if (c->gpu->app_memory_default == NONE || c->gpu->app_graphics_default == NONE)
+        return NOT_SUPPORTED;
+    rc = set_value(c, "app_memory_clock", memory);
+    return rc == OK ? set_value(c, "app_graphics_clock", graphics) : rc;
+}
+
+EXPORT int nvmlDeviceSetApplicationsClocks(handle h, uint32_t memory, uint32_t graphics) {
+    BEGIN(h, DEVICE);
+    if (memory > c.gpu->memory_clock_max || graphics > c.gpu->graphics_clock_max)
+        return done(INVALID_ARGUMENT);
+    return done(set_application_clocks(&c, memory, graphics));
+}
+
+EXPORT int nvmlDeviceResetApplicationsClocks(handle h) {
+    BEGIN(h, DEVICE);
+    return done(set_application_clocks(&c, c.gpu->app_memory_default, c.gpu->app_graphics_default));
+}

@@ -52,6 +52,7 @@ enum {
     X(pcie_tx_bytes) X(pcie_rx_bytes) X(nvlink_kib_rate) X(nvlink_kib) X(violation_power_ns) X(violation_thermal_ns) \
     X(graphics_clock) X(sm_clock) X(memory_clock) X(video_clock) \
     X(graphics_clock_max) X(sm_clock_max) X(memory_clock_max) X(video_clock_max) \
+    X(app_graphics_clock) X(app_memory_clock) X(app_graphics_default) X(app_memory_default) \
     X(clock_reasons) X(pstate) X(persistence) X(compute_mode) X(ecc_mode) X(ecc_pending) \
     X(ecc_corrected_volatile) X(ecc_corrected_aggregate) X(ecc_uncorrected_volatile) X(ecc_uncorrected_aggregate) \
     X(sram_corrected_volatile) X(sram_corrected_aggregate) X(sram_uncorrected_volatile) \

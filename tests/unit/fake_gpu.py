@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nodeagent.gpu.facts import GpuFacts, NodeFacts, XidEvent
+from nodeagent.gpu.facts import GpuFacts, NodeFacts, Tended, XidEvent
 
 LOST, RESET_REQUIRED = 15, 16
 NVSWITCH_18_LINKS = 108_000
@@ -77,6 +77,9 @@ class FakeGpuSource:
         self.node: dict[str, Any] = {"driver": DRIVER, "kernel_driver": DRIVER, "nvml_version": f"12.{DRIVER}"}
         self.boot_id = boot_id
         self.samples = 0
+        self.looks = 0
+        self.wishes: list[tuple[str, dict[str, str]]] = []
+        self.refused: dict[str, str] = {}
         self.closed = False
         self.timeouts = self.crashes = self.abandoned = 0
         self._clock = clock
@@ -161,6 +164,20 @@ class FakeGpuSource:
             read.append(self._one(slot, present.index(slot)))
             self._suspects = [suspect for suspect in self._suspects if suspect != slot]
         return replace(facts, gpus=self._linked(read))
+
+    def look(self, uuids: Collection[str]) -> tuple[GpuFacts, ...]:
+        """See GpuSource."""
+        self.looks += 1
+        present = [slot for slot in range(len(self.gpus)) if slot not in self._gone | self._hanging]
+        if self._hangs_whole or self._init_error is not None:
+            return ()
+        return tuple(self._one(slot, at) for at, slot in enumerate(present) if self.gpus[slot].uuid in uuids)
+
+    def tend(self, uuid: str, wish: Mapping[str, str]) -> Tended | None:
+        """See GpuSource: a wish is granted unless the test has refused it."""
+        self.wishes.append((uuid, dict(wish)))
+        changed = {name: ("before", value) for name, value in wish.items() if name not in self.refused}
+        return Tended(changed, {name: why for name, why in self.refused.items() if name in wish})
 
     def take_xids(self) -> tuple[XidEvent, ...]:
         """See GpuSource."""

@@ -75,6 +75,14 @@ def test_later_files_override_key_by_key(place: Path) -> None:
         ("health: {xid_actions: {79: explode}}\n", 1, "wants one of none, restart_application"),
         ("health: {strikes: {gpu-lost: 0}}\n", 1, "health.strikes: wants a whole number, 1 or more"),
         ("isolation: cgroup\n", 1, "isolation: wants one of auto, none, cgroup-v1, cgroup-v2, device-files"),
+        ("cleanup: {leftover_memory: 1GB}\n", 1, "cleanup.leftover_memory: wants a size such as 512MiB"),
+        ("cleanup: {leftover_memory: -1}\n", 1, "cleanup.leftover_memory: wants a size"),
+        ("cleanup: {patience: 0}\n", 1, "cleanup.patience: wants a duration above 0"),
+        ("cleanup: {compute_mode: shared}\n", 1, "cleanup.compute_mode: wants one of keep, default"),
+        ("cleanup: {persistence: 1}\n", 1, "cleanup.persistence: wants one of keep, on, off"),
+        ("cleanup: {power_limit: 300W}\n", 1, "cleanup.power_limit: wants keep, default, or watts"),
+        ("cleanup: {power_limit: true}\n", 1, "cleanup.power_limit: wants keep, default, or watts"),
+        ("cleanup: {application_clocks: 1980}\n", 1, "cleanup.application_clocks: wants keep, default, or MEMORY"),
         ("policy: {dry_run: 1}\n", 1, "policy.dry_run: wants true or false"),
         ("sharing: {slots: 0}\n", 1, "sharing.slots: wants a whole number, 1 or more"),
         ("sharing: {slots: 1000}\n", 1, "sharing.slots: wants a number of jobs that share a GPU, at most 256"),
@@ -145,6 +153,15 @@ def test_yes_and_no_are_words_where_words_are_wanted() -> None:
 )
 def test_durations(text: object, seconds: float) -> None:
     assert values.duration(text) == seconds
+
+
+def test_what_a_gpu_is_to_be_like_between_two_jobs_is_read_as_people_write_it(place: Path) -> None:
+    (place / "config.yaml").write_text(
+        "cleanup: {persistence: on, power_limit: 300, leftover_memory: 1 GiB, application_clocks: '2619,1980'}\n"
+    )
+    cleanup = load(place / "config.yaml").config.cleanup
+    assert (cleanup.persistence, cleanup.power_limit, cleanup.leftover_memory) == ("on", "300", 1 << 30)
+    assert (cleanup.application_clocks, cleanup.compute_mode, cleanup.kill) == ("2619,1980", "keep", True)
 
 
 def test_every_setting_has_a_reader_that_takes_its_default_or_documents_none() -> None:
