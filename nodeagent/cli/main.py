@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "drain": "take this node out of the scheduler",
     "resume": "give this node back to the scheduler",
     "sge-sensor": "Grid Engine's load sensor",
+    "discover": "what to tell the scheduler, ready to paste",
     "config": "check, show or compile the configuration",
 }
 

@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors", "state"},
     "scheduler": {"config", "errors", "lock"},
     "drivers": {"config", "errors", "scheduler"},
+    "discover": {"config", "errors", "scheduler", "state"},
     "gpu": {"clock", "config", "state"},
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "scheduler", "state"},
@@ -39,7 +40,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "report": {"health", "lock", "snapshot", "state"},
     "cli": {
-        *("agent", "clock", "config", "drivers", "errors", "gpu", "health", "hook"),
+        *("agent", "clock", "config", "discover", "drivers", "errors", "gpu", "health", "hook"),
         *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
