@@ -102,7 +102,7 @@ class Cluster(ABC):
         """
         full = process.as_user(user, [process.program(argv[0], *self.client_directories), *argv[1:]])
         return subprocess.run(
-            full,
+            [*self._entrance(self.work(user)), *full],
             input=stdin,
             env={**process.clean_environment(user, **self.environment), **(env or {})},
             cwd=self.work(user),
@@ -112,6 +112,10 @@ class Cluster(ABC):
             errors="replace",
             check=False,
         )
+
+    def _entrance(self, cwd: Path) -> list[str]:  # noqa: ARG002 - for clusters that are elsewhere
+        """The words before a client command that run it where the cluster is, in `cwd`."""
+        return []
 
     def checked(self, *argv: str) -> str:
         """A client command as root; returns its output, raises CommandFailed."""
