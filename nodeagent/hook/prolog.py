@@ -26,7 +26,9 @@ class UnitsBusy(UnitsUnavailable):
 def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float) -> "list[UnitLine]":
     """Choose `count` healthy free units, lock them all for `owner` and return them; waits up to `wait` seconds.
 
-    What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first.
+    What the same job still holds on this node is of an earlier run that ended without an epilog (no exec daemon runs
+    two of one job): it is freed first. But a grant of `owner.grant` itself is kept and returned: the tasks of a
+    parallel job on a slave host share one.
 
     Raises:
         UnitsUnavailable: the node, all of it in order, has fewer units than that.
@@ -43,8 +45,16 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
     while True:
         with node.store.exclusive():
             node.store.sweep()
-            node.store.release(lambda held: held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task))
+            node.store.release(
+                lambda held: (
+                    held.grant != owner.grant and held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task)
+                )
+            )
             held = node.store.owners()
+            shared = [unit for unit in verdict.units if unit.unit in held and held[unit.unit].grant == owner.grant]
+            if shared:
+                owner.units = tuple(unit.unit for unit in shared)
+                return shared
             retired = node.store.retired()
             usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and not _named(u, retired)]
             free = [u for u in usable if not _named(u, held)]

@@ -7,6 +7,7 @@ from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
+from nodeagent.hook.sge_login import remember_spool
 from nodeagent.lock.record import Owner
 from nodeagent.state import reruns
 from nodeagent.state.files import check_parents, read_trusted_bytes
@@ -37,9 +38,12 @@ def job_and_task(environ: "Mapping[str, str]") -> "tuple[str, str]":
 
 
 class Job:
-    """The job as Grid Engine's own files tell it: `job`, `task` (empty outside arrays), spool directories, owner."""
+    """The job as Grid Engine's own files tell it: `job`, `task` (empty outside arrays), spool directories, owner.
 
-    __slots__ = ("admin_uids", "directory", "job", "spool", "task")
+    `place` is where the environment is that will be the job's: its spool directory, or that of one of its slave tasks.
+    """
+
+    __slots__ = ("admin_uids", "directory", "job", "place", "spool", "task")
 
     def __init__(self, conf: "HookConf | None", environ: "Mapping[str, str]") -> None:
         """Find the job's spool directory.
@@ -55,6 +59,7 @@ class Job:
         self.directory = environ.get("SGE_JOB_SPOOL_DIR", "")
         if not self.directory.endswith(f"/active_jobs/{self.job}.{self.task or '1'}"):
             raise BadRequest("SGE_JOB_SPOOL_DIR", self.directory, "this job's active_jobs directory")
+        self.place = self.directory
         self.spool = self.directory.rpartition("/active_jobs/")[0]
         if conf is not None:
             self.admin_uids = tuple(int(uid) for uid in conf.text("scheduler.sge.admin_uids").split())
@@ -81,7 +86,7 @@ class Job:
     def export(self, pairs: "Iterable[tuple[str, str]]") -> None:
         """Append to the environment that the job will get; the last line of a name wins over the user's own."""
         data = "".join(f"{name}={value}\n" for name, value in pairs).encode("utf-8", "surrogateescape")
-        path = f"{self.directory}/environment"
+        path = f"{self.place}/environment"
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_uid not in (0, os.geteuid(), *self.admin_uids):
@@ -143,6 +148,7 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Choose, lock and export the job's GPUs; a job without any is told to see none."""
     node = open_node(arguments)
     job = Job(node.conf, environ)
+    remember_spool(node.state, job.spool)
     request = read_request(node, job)
     conf = node.conf
     name, host = DEFAULT_COMPLEX, ""
@@ -202,7 +208,7 @@ def _grant(
         tell_user(str(error))
         return SGE_USER_ERROR
     try:
-        job.export(_environment(node, conf, units, environ))
+        job.export(environment(node, conf, units, environ))
         reruns.forget(node.state, owner.job, owner.task)
     except BaseException:  # it goes on to the boundary; nothing stays locked for a job that will not start
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
@@ -211,9 +217,10 @@ def _grant(
     return 0
 
 
-def _environment(
+def environment(
     node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]"
 ) -> "list[tuple[str, str]]":
+    """Return what a job with these units gets; `environ` is what it has so far."""
     binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
     return [*emit.gpu_environment(emit.visible_devices(conf, units)), *binds]
 
