@@ -71,7 +71,7 @@ def become_shepherd(arguments: "Sequence[str]", environ: "Mapping[str, str]") ->
     """Prepare the task in whose spool directory this is, then exec the shepherd; returns only if there is none.
 
     Args:
-        arguments: ours, `--config PATH` or nothing, then the shepherd's.
+        arguments: `--config PATH` or nothing, then whatever the shepherd is to be told besides `-bg`.
         environ: the exec daemon's own, which no user can set.
 
     """
@@ -93,9 +93,15 @@ def become_shepherd(arguments: "Sequence[str]", environ: "Mapping[str, str]") ->
         os.seteuid(uid)
         os.umask(umask)
         _restore_signals()
+    _exec(places, arguments[split:])
+
+
+def _exec(places: "Sequence[str]", arguments: "Sequence[str]") -> None:
+    """Be the shepherd, as the exec daemon starts its own: with `-bg`, and the job's number in its name for `ps`."""
+    job = os.getcwd().rpartition("/active_jobs/")[2].partition(".")[0]
     for place in places:
         try:
-            os.execv(f"{place}/{SHEPHERD}", [SHEPHERD, *arguments[split:]])  # noqa: S606  we are its wrapper
+            os.execv(f"{place}/{SHEPHERD}", [f"{SHEPHERD}-{job}", "-bg", *arguments])  # noqa: S606  its wrapper
         except OSError:
             continue
 

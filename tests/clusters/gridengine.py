@@ -232,6 +232,10 @@ class GridEngineCluster(Cluster):
         """Set attributes of the global configuration, such as `load_report_time="00:00:05"`."""
         self._modify("-Mconf", attributes, self.qconf("-sconf"), name="global")
 
+    def set_scheduler(self, **attributes: str) -> None:
+        """Set attributes of the scheduler's configuration, such as `load_formula="gpu"`."""
+        self._modify("-Msconf", attributes, self.qconf("-ssconf"))
+
     def set_load_sensor(self, path: Path | str | None) -> None:
         """Let the exec daemon run that load sensor; None removes it. Its first values follow after a report or two."""
         self.set_global(load_sensor=str(path) if path else "none")

@@ -1,0 +1,148 @@
+"""Slave hosts of Grid Engine's parallel jobs, and the login shells that find their job."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nodeagent.hook import sge_slave
+from nodeagent.hook.node import open_node
+from nodeagent.hook.sge_job import JOB_FIELDS, UnknownJobFile, read_job
+from nodeagent.hook.sge_login import remember_spool, run_login
+from nodeagent.state import events
+from tests.sge_files import SgeJob, SlaveTask, packed_job
+from tests.support import LaidOutNode, uuid
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> LaidOutNode:
+    return LaidOutNode(tmp_path, "sge", settings="hooks: {wait_for_units: 0}\n")
+
+
+def prepare(node: LaidOutNode, task: SlaveTask) -> dict[str, str]:
+    sge_slave._prepare(open_node(["--config", str(node.config)]), str(task.place))
+    return task.exported()
+
+
+def kinds(node: LaidOutNode) -> list[str]:
+    return [event.kind for event in events.take(node.state)]
+
+
+def test_the_job_file_of_a_slave_host_describes_its_fields() -> None:
+    requests = [("gpu", "1", 1.0, 1)]
+    job = read_job("f", packed_job(requests, (("n1", 2),), described=JOB_FIELDS))
+    assert job.units("gpu", "n1") == 2
+    with pytest.raises(UnknownJobFile):
+        read_job("f", packed_job(requests, described=JOB_FIELDS[:-1] + "S"))
+
+
+def test_the_first_task_locks_and_the_others_share_its_grant(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    owner = node.store.owners()[uuid(0)]
+    assert (owner.run, owner.user, owner.units) == (str(task.directory), "alice", (uuid(0), uuid(1)))
+    assert prepare(node, task.another(2))["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert {held.grant for held in node.store.owners().values()} == {owner.grant}
+    assert kinds(node) == ["grant"]
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_runs(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool", slots=1)
+    node.hold([0, 1, 2], "sge", "603")
+    assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "0"
+    assert node.held() == {0: "603"}
+    assert node.store.owners()[uuid(0)].grant == os.readlink(task.directory / sge_slave.GRANT_LINK)
+
+
+def test_a_job_consumable_is_of_the_master_host_only(node: LaidOutNode, tmp_path: Path) -> None:
+    assert prepare(node, SlaveTask(tmp_path / "spool", consumable=2))["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+    assert node.held() == {}
+
+
+def test_a_task_beside_the_master_has_what_the_prolog_locked(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    (task.directory / "config").write_text("")
+    assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+    node.hold([2], "sge", "603")
+    assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "2"
+    assert node.held() == {2: "603"}
+
+
+def test_a_task_whose_units_are_not_there_sees_none(node: LaidOutNode, tmp_path: Path) -> None:
+    node.hold([0, 1, 2], "sge", "7")
+    assert prepare(node, SlaveTask(tmp_path / "spool"))["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+    assert kinds(node) == ["slave_without_units"]
+    assert set(node.held().values()) == {"7"}
+
+
+def test_a_failure_of_ours_shows_no_gpu(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    task.file.write_bytes(b"of another release")
+    node.compile(**{"scheduler.sge.bin_dir": "/nowhere"})
+    with pytest.raises(Exception, match="qstat"):
+        prepare(node, task)
+    assert task.exported()["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+
+
+def test_a_job_itself_is_its_prologs_business(node: LaidOutNode, tmp_path: Path) -> None:
+    job = SgeJob(tmp_path / "spool")
+    sge_slave._prepare(open_node(["--config", str(node.config)]), str(job.directory))
+    assert job.exported() == {"HOME": "/home/alice"}
+    assert node.held() == {}
+
+
+# -- login shells -----------------------------------------------------------------------------------------------------
+
+
+class Login:
+    """A job with a group of its own, and what a shell of that group is told."""
+
+    def __init__(self, node: LaidOutNode, spool: Path, group: int = 20007) -> None:
+        self.node = node
+        self.place = SgeJob(spool).directory
+        (self.place / "addgrpid").write_text(f"{group}\n")
+        (self.place / "error").write_text("")
+        remember_spool(node.state, str(spool))
+
+    def told(self, *words: str, group: int = 20007, uid: "int | None" = None) -> str:
+        user = os.getuid() if uid is None else uid
+        return run_login([*words, "--config", str(self.node.config)], [100, group], user)
+
+    def environment(self, text: str) -> None:
+        (self.place / "environment").write_text(text)
+
+
+def test_a_login_shell_is_told_of_its_own_job_only(node: LaidOutNode, tmp_path: Path) -> None:
+    login = Login(node, tmp_path / "spool")
+    login.environment("CUDA_VISIBLE_DEVICES=3\nPATH=/trap\nCUDA_DEVICE_ORDER=PCI_BUS_ID\nCUDA_VISIBLE_DEVICES=0,1\n")
+    said = "export CUDA_VISIBLE_DEVICES='0,1'\nexport CUDA_DEVICE_ORDER='PCI_BUS_ID'\n"
+    assert login.told() == said
+    assert login.told("csh") == said.replace("export ", "setenv ").replace("='", " '").replace("\n", ";\n")
+    assert login.told(group=20008) == ""
+    assert login.told(uid=os.getuid() + 1) == ""
+
+
+def test_a_slave_task_has_a_group_of_its_own(node: LaidOutNode, tmp_path: Path) -> None:
+    login = Login(node, tmp_path / "spool")
+    task = login.place / "1.n1"
+    task.mkdir()
+    (task / "addgrpid").write_text("20009")
+    (task / "error").write_text("")
+    (task / "environment").write_text("CUDA_VISIBLE_DEVICES=2\n")
+    assert login.told(group=20009) == "export CUDA_VISIBLE_DEVICES='2'\n"
+
+
+def test_nothing_of_a_value_is_run_by_the_shell(node: LaidOutNode, tmp_path: Path) -> None:
+    login = Login(node, tmp_path / "spool")
+    login.environment("APPTAINER_BINDPATH=a'; touch /x; '!b\nSINGULARITY_BINDPATH=\x1b[2J\n")
+    assert login.told() == "export APPTAINER_BINDPATH='a'\\''; touch /x; '\\''!b'\n"
+    assert login.told("csh") == "setenv APPTAINER_BINDPATH 'a'\\''; touch /x; '\\''\\!b';\n"
+
+
+def test_the_spool_directory_is_written_down_once(node: LaidOutNode) -> None:
+    for spool in ("/a", "/a", "/b"):
+        remember_spool(node.state, spool)
+        written = (node.state_dir / "sge-spool").stat().st_ino
+        remember_spool(node.state, spool)
+        assert (node.state_dir / "sge-spool").stat().st_ino == written
+    assert "spool=/b\n" in (node.state_dir / "sge-spool").read_text()
