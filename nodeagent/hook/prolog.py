@@ -3,6 +3,7 @@
 import time
 
 from nodeagent.errors import UnitsUnavailable
+from nodeagent.hook import earlier
 from nodeagent.hook.node import Node
 from nodeagent.lock.placement import choose
 from nodeagent.lock.record import HOLD, MAINTENANCE, Owner
@@ -26,9 +27,9 @@ class UnitsBusy(UnitsUnavailable):
 def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float) -> "list[UnitLine]":
     """Choose `count` healthy free units, lock them all for `owner` and return them; waits up to `wait` seconds.
 
-    What the same job still holds on this node is of an earlier run that ended without an epilog (no exec daemon runs
-    two of one job): it is freed first. But a grant of `owner.grant` itself is kept and returned: the tasks of a
-    parallel job on a slave host share one.
+    What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first,
+    unless processes of it are left. But a grant of `owner.grant` itself is kept and returned: the tasks of a parallel
+    job on a slave host share one.
 
     Raises:
         UnitsUnavailable: the node, all of it in order, has fewer units than that.
@@ -42,14 +43,11 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
     complete = node.fresh and verdict.node_state == OK and all(u.state in (OK, DEGRADED) for u in verdict.units)
     # No reason to refuse a job: an older release compiled hook.conf without it.
     spread = node.conf is not None and node.conf.settings.get("placement") == "spread"
+    may_go = earlier.over(node, verdict, owner)
     while True:
         with node.store.exclusive():
             node.store.sweep()
-            node.store.release(
-                lambda held: (
-                    held.grant != owner.grant and held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task)
-                )
-            )
+            node.store.release(may_go)
             held = node.store.owners()
             shared = [unit for unit in verdict.units if unit.unit in held and held[unit.unit].grant == owner.grant]
             if shared:

@@ -162,9 +162,13 @@ def test_a_slave_hosts_lock_goes_when_everything_of_the_job_is_killed_there(lab:
     runs = [lab.cluster.spool_of(host) / "active_jobs" / f"{job}.1" for host in HOSTS]
     assert len(os.readlink(runs[1] / GRANT_LINK)) == 16
     named = {int(file.read_text()) for run in runs for file in run.rglob("*pid")}
+    lab.cluster.kill_execd(signal.SIGKILL, "node2")
     for pid in named.intersection(lab.cluster.pids()):
         with suppress(ProcessLookupError):  # a shepherd leaves when its task is gone
             os.kill(pid, signal.SIGKILL)
+    until(lambda: not named.intersection(lab.cluster.pids()), "all of it dead")
+    assert lab.holders("node2") == {0: job, 1: job}  # nobody has said yet that the job is over there
+    lab.cluster.start_execd(host="node2")
     until(lambda: not runs[1].exists(), "the exec daemon has noticed")
     until(lambda: not lab.holders("node2"), "the lock freed", timeout=6)
     assert "lock_reconciled" in lab.nodes["node2"].log.read_text()
