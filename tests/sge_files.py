@@ -124,4 +124,5 @@ class SlaveTask:
 
     def exported(self) -> dict[str, str]:
         """Return what the task's environment is now: the last line of a name wins."""
-        return dict(line.split("=", 1) for line in (self.place / "environment").read_text().splitlines())
+        lines = (self.place / "environment").read_text(errors="replace").splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)

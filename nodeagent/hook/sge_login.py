@@ -9,6 +9,7 @@ import os
 from nodeagent.errors import NodeAgentError
 from nodeagent.hook.emit import BIND_VARIABLES, gpu_environment
 from nodeagent.hook.node import config_path, state_dir
+from nodeagent.state.boot import read_start
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
 
 TYPE_CHECKING = False
@@ -34,6 +35,19 @@ def remember_spool(state: Directory, spool: str) -> None:
 
 def _known_spool(state: Directory) -> str:
     return decode_pairs(SPOOL, state.read(SPOOL)).get("spool", "")
+
+
+def in_job(proc: str, pid: int) -> bool:
+    """Say whether a shepherd is above this process, so that other logins ask nothing of a spool on a file server."""
+    while pid > 1:
+        try:
+            words = read_start(f"{proc}/{pid}/stat").decode("utf-8", "replace")
+        except OSError:
+            return False  # /proc hides other users' processes: see docs/grid-engine.md
+        if words.partition("(")[2].startswith("sge_shepherd"):
+            return True
+        pid = int(words.rpartition(")")[2].split()[1])
+    return False
 
 
 def run_login(arguments: "Sequence[str]", groups: "Sequence[int]", uid: int) -> str:

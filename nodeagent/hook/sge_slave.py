@@ -10,11 +10,11 @@ import os
 
 from nodeagent.errors import BadRequest, NodeAgentError, UnitsUnavailable
 from nodeagent.hook import emit, prolog, sge
-from nodeagent.hook.node import Node, complain, open_node
+from nodeagent.hook.node import Node, complain, open_node, open_state
 from nodeagent.hook.sge_job import ONCE_A_JOB
 from nodeagent.lock.record import new_grant
 from nodeagent.state.files import read_trusted_bytes
-from nodeagent.state.hook_conf import HookConf
+from nodeagent.state.hook_conf import HookConf, read_hook_conf
 from nodeagent.state.verdict_file import UnitLine, VerdictFile
 
 TYPE_CHECKING = False
@@ -34,6 +34,8 @@ class Task(sge.Job):
     def __init__(self, conf: "HookConf | None", place: str) -> None:
         """Read the environment that the exec daemon has made for the task in its spool directory `place`.
 
+        Which job it is of is said by the directory alone; the environment only says whether the job is an array.
+
         Raises:
             BadRequest, UntrustedFile, OSError: this is no such directory.
 
@@ -42,7 +44,9 @@ class Task(sge.Job):
         data = read_trusted_bytes(f"{place}/environment", (os.stat(directory).st_uid,))[0]
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         self.environ = dict(line.split("=", 1) for line in lines if "=" in line)  # the last line of a name wins
-        super().__init__(conf, {**self.environ, "SGE_JOB_SPOOL_DIR": directory})
+        job, _, task = directory.rpartition("/")[2].partition(".")
+        array = task if self.environ.get("SGE_TASK_ID") == task else "undefined"
+        super().__init__(conf, {"JOB_ID": job, "SGE_TASK_ID": array, "SGE_JOB_SPOOL_DIR": directory})
         self.place = place
         self.is_slave = not os.path.lexists(f"{directory}/config")
 
@@ -82,10 +86,7 @@ def become_shepherd(arguments: "Sequence[str]", environ: "Mapping[str, str]") ->
         if os.getuid() == 0:
             os.seteuid(0)
             os.setegid(0)
-        node = open_node(arguments[:split])
-        if node.conf is not None:
-            places.insert(0, node.conf.text("scheduler.sge.bin_dir"))
-        _prepare(node, os.getcwd())
+        places[:0] = _prepare(arguments[:split], os.getcwd())
     except Exception as error:  # noqa: BLE001  a hook's boundary: the task starts, without GPUs
         complain(f"sge shepherd: {error if isinstance(error, (NodeAgentError, OSError)) else repr(error)}")
     finally:
@@ -114,19 +115,40 @@ def _restore_signals() -> None:
         _signal.signal(number, _signal.SIG_DFL)
 
 
-def _prepare(node: Node, place: str) -> None:
-    """Tell the task of its GPUs; on a failure of ours that it has none. A job itself is its prolog's business."""
+def _prepare(arguments: "Sequence[str]", place: str) -> "list[str]":
+    """Tell the task that is about to start in `place` of its GPUs; return where the shepherd is.
+
+    A job itself is its prolog's business. On a failure of ours a task is told that it has none.
+
+    Raises:
+        NodeAgentError, OSError: what failed.
+
+    """
     if "/active_jobs/" not in place.rpartition("/")[0]:
-        return
-    task = Task(node.conf, place)
-    pairs = list(emit.gpu_environment(emit.NO_DEVICES))
+        return [read_hook_conf(open_state(arguments)).text("scheduler.sge.bin_dir")]
     try:
+        node = open_node(arguments)
+        task = Task(node.conf, place)
+        pairs = list(emit.gpu_environment(emit.NO_DEVICES))
         if node.conf is not None and node.verdict is not None:
             units = (_take if task.is_slave else _of_the_job)(node, node.conf, node.verdict, task)
             if units:
                 pairs = sge.environment(node, node.conf, units, task.environ)
-    finally:
         task.export(pairs)
+    except Exception:
+        _blind(place)
+        raise
+    return [node.conf.text("scheduler.sge.bin_dir")] if node.conf is not None else []
+
+
+def _blind(place: str) -> None:
+    """Let the task see no GPU, whatever its environment is like."""
+    fd = os.open(f"{place}/environment", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        lines = "".join(f"{name}={value}\n" for name, value in emit.gpu_environment(emit.NO_DEVICES))
+        os.write(fd, lines.encode())
+    finally:
+        os.close(fd)
 
 
 def _of_the_job(node: Node, conf: HookConf, verdict: VerdictFile, task: Task) -> "list[UnitLine]":

@@ -105,7 +105,8 @@ class Lab:
         stay = f"env >{place}/$0.new; mv {place}/$0.new {place}/$0; until [ -e {gate} ]; do sleep 0.1; done"
         executable(place / "task", f"grep SigIgn /proc/self/status >{place}/$1.signals\nexec sh -c '{stay}' $1")
         tasks = (("first", "node2"), ("second", "node2"), ("beside", "node1"))
-        lines = [f"qrsh -inherit -v CUDA_VISIBLE_DEVICES=3 {host} {place}/task {name} &" for name, host in tasks]
+        forged = "CUDA_VISIBLE_DEVICES=3,JOB_ID=7,SGE_TASK_ID=5,NSLOTS=9,SGE_JOB_SPOOL_DIR=/tmp"
+        lines = [f"qrsh -inherit -v {forged} {host} {place}/task {name} &" for name, host in tasks]
         script = "\n".join([f"grep SigIgn /proc/self/status >{place}/master.signals", *lines, "wait", ""])
         job = self.cluster.submit("alice", ["-pe", "mpi", "4", "-l", "gpu=1"], script)
         until(

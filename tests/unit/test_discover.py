@@ -1,10 +1,12 @@
 """What schedulers are told: complete, ready to paste, the site's own names in it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nodeagent.cli.main import main
 from nodeagent.config.model import Config, Scheduler, Sge
 from nodeagent.discover.advice import Site
 from nodeagent.discover.registry import ADVISERS
@@ -38,6 +40,26 @@ def test_the_sites_own_name_of_the_complex_and_its_number_of_gpus(tmp_path: Path
     assert found["complexes"].splitlines()[0] == "graphics graphics INT <= YES YES 0 0"
     assert found["host"] == "qconf -mattr exechost complex_values graphics=NUMBER n1"
     assert "load_formula graphics\n" in found["scheduler"]
+
+
+def test_the_command_prints_pieces_to_paste_and_one_object_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = LaidOutNode(tmp_path, "sge")
+    words = ["discover", "--config", str(node.config), "--placement", "spread"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "# qconf -msconf: spread: " in text and "\nload_formula 1000-gpu\n" in text
+    assert f"prolog/sge --config {node.config}\n" in text
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["scheduler"]) == ("gpu-nodeagent/discover/1", "sge")
+    assert all(piece["text"] in text for piece in document["pieces"])
+
+
+def test_without_a_scheduler_there_is_nothing_to_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["discover", "--config", str(LaidOutNode(tmp_path, "local").config)]) == 64
+    assert "scheduler.kind" in capsys.readouterr().err
 
 
 def test_each_piece_says_where_it_goes_and_why() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.errors import UntrustedFile
 from nodeagent.hook import sge_slave
-from nodeagent.hook.node import open_node
 from nodeagent.hook.sge_job import JOB_FIELDS, UnknownJobFile, read_job
-from nodeagent.hook.sge_login import remember_spool, run_login
+from nodeagent.hook.sge_login import in_job, remember_spool, run_login
 from nodeagent.state import events
 from tests.sge_files import SgeJob, SlaveTask, packed_job
 from tests.support import LaidOutNode, uuid
@@ -20,7 +20,7 @@ def node(tmp_path: Path) -> LaidOutNode:
 
 
 def prepare(node: LaidOutNode, task: SlaveTask) -> dict[str, str]:
-    sge_slave._prepare(open_node(["--config", str(node.config)]), str(task.place))
+    sge_slave._prepare(["--config", str(node.config)], str(task.place))
     return task.exported()
 
 
@@ -84,9 +84,30 @@ def test_a_failure_of_ours_shows_no_gpu(node: LaidOutNode, tmp_path: Path) -> No
     assert task.exported()["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
 
 
+@pytest.mark.parametrize(
+    "forged", ["JOB_ID=7\nSGE_TASK_ID=1\nNSLOTS=4\n", "SGE_JOB_SPOOL_DIR=/tmp\n", "X=\udcff\n=\nno name\n"]
+)
+def test_the_environment_says_nothing_of_which_job_it_is(node: LaidOutNode, tmp_path: Path, forged: str) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    file = task.place / "environment"
+    file.write_bytes(file.read_bytes() + forged.encode("utf-8", "surrogateescape"))
+    prepare(node, task)
+    assert node.held() == {0: "603", 1: "603"}
+
+
+def test_an_environment_too_large_to_be_read_shows_no_gpu(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    file = task.place / "environment"
+    file.write_text(f"X={'x' * (2 << 20)}\n{file.read_text()}")
+    with pytest.raises(UntrustedFile, match="larger"):
+        prepare(node, task)
+    assert task.exported()["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+    assert node.held() == {}
+
+
 def test_a_job_itself_is_its_prologs_business(node: LaidOutNode, tmp_path: Path) -> None:
     job = SgeJob(tmp_path / "spool")
-    sge_slave._prepare(open_node(["--config", str(node.config)]), str(job.directory))
+    sge_slave._prepare(["--config", str(node.config)], str(job.directory))
     assert job.exported() == {"HOME": "/home/alice"}
     assert node.held() == {}
 
@@ -130,6 +151,21 @@ def test_a_slave_task_has_a_group_of_its_own(node: LaidOutNode, tmp_path: Path) 
     (task / "error").write_text("")
     (task / "environment").write_text("CUDA_VISIBLE_DEVICES=2\n")
     assert login.told(group=20009) == "export CUDA_VISIBLE_DEVICES='2'\n"
+
+
+def test_only_below_a_shepherd_is_a_spool_directory_asked(tmp_path: Path) -> None:
+    rows = {
+        1: ("init", 0),
+        7: ("sshd", 1),
+        8: ("bash", 7),
+        20: ("sge_shepherd", 1),
+        21: ("-ba sh) (x", 20),
+        30: ("a", 29),
+    }
+    for pid, (name, parent) in rows.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} ({name}) S {parent} 0 0\n")
+    assert [in_job(str(tmp_path), pid) for pid in (8, 21, 20, 30, 1)] == [False, True, True, False, False]
 
 
 def test_nothing_of_a_value_is_run_by_the_shell(node: LaidOutNode, tmp_path: Path) -> None:
