@@ -48,11 +48,9 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
         with node.store.exclusive():
             node.store.sweep()
             node.store.release(may_go)
-            held = node.store.owners()
-            shared = [unit for unit in verdict.units if unit.unit in held and held[unit.unit].grant == owner.grant]
-            if shared:
-                owner.units = tuple(unit.unit for unit in shared)
-                return shared
+            held = _begun(node, owner)
+            if owner.units:
+                return [unit for unit in verdict.units if unit.unit in owner.units]
             retired = node.store.retired()
             usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and not _named(u, retired)]
             free = [u for u in usable if not _named(u, held)]
@@ -69,6 +67,19 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
         if time.monotonic() >= deadline:
             raise UnitsBusy(*numbers)
         time.sleep(_POLL)
+
+
+def _begun(node: Node, owner: Owner) -> "dict[str, Owner]":
+    """Return who holds what, and set `owner.units` if its grant is there already; half of one is of a killed hook."""
+    held = node.store.owners()
+    mine = {unit: other for unit, other in held.items() if other.grant == owner.grant}
+    for units in {other.units for other in mine.values()}:
+        if mine.keys() >= set(units):
+            owner.units = units
+            return held
+    if mine:
+        node.store.release(lambda other: other.grant == owner.grant)
+    return {unit: other for unit, other in held.items() if unit not in mine}
 
 
 def _named(unit: UnitLine, names: "Mapping[str, object]") -> str:

@@ -54,6 +54,30 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_runs(node: LaidOutNode, 
     assert node.store.owners()[uuid(0)].grant == os.readlink(task.directory / sge_slave.GRANT_LINK)
 
 
+def test_half_a_grant_is_of_a_killed_task_and_taken_anew(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    first = node.store.owners()[uuid(1)]
+    with node.store.exclusive():
+        node.store.release(lambda owner: owner.grant == first.grant)
+        whole, first.units = first.units, (uuid(3),)
+        node.store.claim(first)
+    lock = node.state_dir / "locks" / uuid(3) / "owner"
+    lock.write_text(lock.read_text().replace(f"units={uuid(3)}", f"units={' '.join([uuid(3), whole[0]])}"))
+    assert prepare(node, task.another(2))["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert node.held() == {0: "603", 1: "603"}
+
+
+def test_a_gpu_that_has_vanished_stays_the_jobs(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    prepare(node, task)
+    node.gpus = 1
+    node.write_verdict()
+    assert prepare(node, task.another(2))["CUDA_VISIBLE_DEVICES"] == "0"
+    node.gpus = 4
+    assert node.held() == {0: "603", 1: "603"}
+
+
 def test_a_job_consumable_is_of_the_master_host_only(node: LaidOutNode, tmp_path: Path) -> None:
     assert prepare(node, SlaveTask(tmp_path / "spool", consumable=2))["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
     assert node.held() == {}
