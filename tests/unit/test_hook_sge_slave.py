@@ -46,6 +46,16 @@ def test_the_first_task_locks_and_the_others_share_its_grant(node: LaidOutNode, 
     assert kinds(node) == ["grant"]
 
 
+def test_later_tasks_have_the_same_units_whatever_is_free_by_now(node: LaidOutNode, tmp_path: Path) -> None:
+    task = SlaveTask(tmp_path / "spool")
+    node.hold([0], "sge", "7")
+    assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "1,2"
+    with node.store.exclusive():
+        node.store.release(lambda owner: owner.job == "7")
+    assert prepare(node, task.another(2))["CUDA_VISIBLE_DEVICES"] == "1,2"
+    assert node.held() == {1: "603", 2: "603"}
+
+
 def test_what_an_earlier_run_left_is_not_taken_for_this_runs(node: LaidOutNode, tmp_path: Path) -> None:
     task = SlaveTask(tmp_path / "spool", slots=1)
     node.hold([0, 1, 2], "sge", "603")
