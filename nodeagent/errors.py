@@ -70,16 +70,18 @@ class UnitsUnavailable(NodeAgentError):
 
     exit_code = 69
 
-    def __init__(self, asked: int, total: int, healthy: int, free: int) -> None:
+    def __init__(self, asked: int, total: int, healthy: int, free: int, model: str = "") -> None:
         self.asked = asked
         self.total = total
         self.healthy = healthy
         self.free = free
-        super().__init__(asked, total, healthy, free)
+        self.model = model
+        super().__init__(asked, total, healthy, free, model)
 
     def __str__(self) -> str:
+        model = f" of model {self.model}" if self.model else ""
         return (
-            f"{self.asked} GPUs asked for; this node has {self.total}, of which {self.healthy} are in service"
+            f"{self.asked} GPUs{model} asked for; this node has {self.total}, of which {self.healthy} are in service"
             f" and {self.free} of those are free"
         )
 
@@ -181,6 +183,19 @@ class CommandFailed(NodeAgentError):
         return f"{' '.join(self.argv[:4])}: {how}" + (f": {said}" if said else "")
 
 
+class AmbiguousAnswer(NodeAgentError):
+    """A command's answer holds text of a user's that looks like the answer itself; nothing in it is believed."""
+
+    exit_code = 69
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        super().__init__(command)
+
+    def __str__(self) -> str:
+        return f"{self.command}: can be read in two ways; does the job's name or comment hold whole lines of it?"
+
+
 class UnitUnknown(NodeAgentError):
     """No GPU of this node answers to that name."""
 
@@ -192,6 +207,20 @@ class UnitUnknown(NodeAgentError):
 
     def __str__(self) -> str:
         return f"{self.name}: no such GPU on this node; `gpu-nodeagent status` lists UUID, index and bus id"
+
+
+class NotIsolated(NodeAgentError):
+    """A job could not be kept off GPUs that are not its own, though it ought to be."""
+
+    exit_code = 69
+
+    def __init__(self, method: str, why: str) -> None:
+        self.method = method
+        self.why = why
+        super().__init__(method, why)
+
+    def __str__(self) -> str:
+        return f"isolation{f' by {self.method}' if self.method else ''}: {self.why}; see `gpu-nodeagent doctor`"
 
 
 class AlreadyRunning(NodeAgentError):

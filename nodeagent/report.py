@@ -67,6 +67,7 @@ def published(snapshot: Snapshot, instances: Instances) -> dict[str, Any]:
                 **plain_unit(unit),
                 "since": iso(snapshot.wall - (snapshot.monotonic - unit.since)),
                 "reasons": [plain_finding(reason) for reason in unit.reasons],
+                "slots": snapshot.slots.get(unit.uuid, 1),
                 "units": list(units_of(unit.uuid, instances)),
             }
             for unit in verdict.units
@@ -103,7 +104,7 @@ def status_document(
                 "holders": [
                     {key: value for key, value in lock_entry(unit, owner).items() if key in _HOLDER_KEYS}
                     for unit, owner in owners.items()
-                    if unit in units or unit.partition("@")[0] == gpu["uuid"]
+                    if unit in units or owner.gpu_of(unit) == gpu["uuid"]
                 ],
             }
         )

@@ -39,6 +39,8 @@ class Snapshot:
     verdict: Verdict
     retired: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     drain_reason: str = ""
+    slots: Mapping[str, int] = field(default_factory=dict)
+    """GPU → how many jobs may have it at a time: its shares or its instances."""
     counters: Counters = field(default_factory=Counters)
     cycle_seconds: float = 0.0
     version: str = ""

@@ -77,6 +77,7 @@ class SgeJob:
         name: str = "gpu",
         consumable: int = 1,
         user: str = "alice",
+        model: str = "",
     ) -> None:
         for directory in (spool, spool / "jobs", spool / "active_jobs"):
             directory.mkdir(exist_ok=True, mode=0o755)
@@ -84,6 +85,7 @@ class SgeJob:
         self.file = spool / "jobs" / padded[:2] / padded[2:6] / f"{padded[6:]}.{task or 1}"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         requests = [(name, str(gpus), float(gpus), consumable)] if gpus is not None else []
+        requests += [("gpu_model", model, 0.0, 0)] if model else []
         self.file.write_bytes(packed_job(requests, (("n1", slots), ("n2", 9)), user))
         self.directory = spool / "active_jobs" / f"{job}.{task or 1}"
         self.directory.mkdir(exist_ok=True)

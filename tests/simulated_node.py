@@ -56,9 +56,17 @@ def running(argv: Sequence[str], environment: Mapping[str, str], log: Path) -> I
 class SimulatedNode:
     """A scenario for the stand-in NVML library, kernel trees and a configuration, all in one directory."""
 
-    def __init__(self, directory: Path, gpus: int = 8, node: str = "demo", settings: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        gpus: int = 8,
+        node: str = "demo",
+        settings: str = "",
+        model: str | Sequence[str] = "H100-80GB",
+    ) -> None:
         self.directory = directory
-        self.scenario = Scenario(directory / "scenario", gpus=gpus, library=build(ROOT / "build" / "simnvml"))
+        library = build(ROOT / "build" / "simnvml")
+        self.scenario = Scenario(directory / "scenario", gpus=gpus, model=model, library=library)
         with self.scenario.edit():
             for gpu in range(gpus):  # a driver that was loaded long ago: a counter that restarts is seen at once
                 self.scenario.set(gpu, energy_mj=5 * 10**9)
@@ -76,9 +84,12 @@ class SimulatedNode:
     def write_config(self, more: str = "") -> None:
         """Write the configuration, with further settings at its end."""
         roots = ", ".join(f"{name}: {path}" for name, path in self.roots.items())
+        own = self.settings + more
+        if "isolation:" not in own:  # a test that is not about it gets the same on every machine
+            own = f"isolation: none\n{own}"
         self.config.write_text(
             f"state_dir: {self.state_dir}\ndata_dir: {self.directory}/data\nnode_name: {self.node}\n"
-            f"listen: 127.0.0.1:0\nroots: {{{roots}}}\n{self.settings}{more}"
+            f"listen: 127.0.0.1:0\nroots: {{{roots}}}\n{own}"
         )
 
     def argv(self, *words: str) -> list[str]:

@@ -12,7 +12,7 @@ from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
 from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
-from nodeagent.state.hook_conf import HOOK_CONF, HookConf
+from nodeagent.state.hook_conf import HOOK_CONF, Gres, HookConf
 from nodeagent.state.verdict_file import OK, VERDICT, UnitLine, VerdictFile
 
 
@@ -31,6 +31,7 @@ class LaidOutNode:
         self.gpus = gpus
         self.config.write_text(
             f"state_dir: {self.state_dir}\ndata_dir: {directory}/data\nnode_name: n1\nscheduler: {{kind: {kind}}}\n"
+            + ("" if "isolation:" in settings else "isolation: none\n")
             + settings
         )
         self.state = Directory(str(self.state_dir), create=True)
@@ -38,15 +39,15 @@ class LaidOutNode:
         self.compile()
         self.write_verdict()
 
-    def compile(self, gres: Mapping[int, int] | None = None, **extra: str) -> None:
-        """Write hook.conf without asking any scheduler."""
+    def compile(self, gres: Mapping[int, int | Gres] | None = None, **extra: str) -> None:
+        """Write hook.conf without asking any scheduler; a GRES index may be given as its device's minor."""
         loaded = load(self.config)
         settings = hook_settings(loaded.config)
         settings["scheduler.slurm.constrains_devices"] = "no"
         settings["scheduler.sge.admin_uids"] = "0"
         settings.update(extra)
-        identity = {index: index for index in range(self.gpus)}
-        conf = HookConf(settings, (), identity if gres is None else gres)
+        means: Mapping[int, int | Gres] = {index: index for index in range(self.gpus)} if gres is None else gres
+        conf = HookConf(settings, (), {at: Gres(one) if isinstance(one, int) else one for at, one in means.items()})
         self.state.replace(HOOK_CONF, conf.encode())
 
     def units(self, states: Mapping[int, str] | None = None) -> tuple[UnitLine, ...]:
@@ -56,7 +57,7 @@ class LaidOutNode:
             for i in range(self.gpus)
         )
 
-    def write_verdict(self, states: Mapping[int, str] | None = None, age: float = 0.0, **fields: str) -> None:
+    def write_verdict(self, states: Mapping[int, str] | None = None, age: float = 0.0, **fields: object) -> None:
         """Leave a verdict `age` seconds old."""
         file = VerdictFile(boot_id("/proc"), time.monotonic() - age, self.units(states), interval=10.0)
         for name, value in fields.items():

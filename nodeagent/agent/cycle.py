@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.completer import Completer
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
-from nodeagent.agent.publish import verdict_file
+from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
@@ -78,6 +79,7 @@ class Cycle:
         self._instances: Instances = {}
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log)
+        self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
 
     @property
     def interval(self) -> float:
@@ -147,6 +149,7 @@ class Cycle:
         self._note(facts, previous, verdict)
         self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
         self._reconciler.run(facts, self._instances)
+        self._completer.run()
         self._decider.act(verdict)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         record = self.ports.actions.records.drain()
@@ -160,6 +163,7 @@ class Cycle:
             verdict=verdict,
             retired=self.ports.actions.store.retired(),
             drain_reason=record.reason if record is not None else "",
+            slots=slots_by_gpu(verdict, self._instances, self.config.sharing),
             counters=self._counts.frozen(events.dropped(self.ports.state), self._decider.counts, self.ports.source),
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
@@ -219,7 +223,8 @@ class Cycle:
         self._instances = mig_instances(facts.gpus, self._instances)
         dry_run = self.config.policy.dry_run
         pid, interval, binds = os.getpid(), self.config.interval, self._binds[1]
-        file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run)
+        sharing = self.config.sharing
+        file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run, sharing)
         self.ports.state.replace(VERDICT, file.encode())
 
     def _tidy(self, driver: str) -> None:

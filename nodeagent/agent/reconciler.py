@@ -8,6 +8,7 @@ from nodeagent.agent.journal import Log
 from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.units import Instances
+from nodeagent.isolation.confine import leftovers, undo_gone
 from nodeagent.lock.reconcile import gone
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
@@ -42,8 +43,17 @@ class Reconciler:
             ended = self._ended(owners, facts, instances)
             if gone(owners, facts.boot_id, start_time, ended):
                 self._free(facts.boot_id, ended)
+            self._undo_isolation()
         except (NodeAgentError, OSError) as error:
             self._log.warning("reconcile_failed", why=str(error))
+
+    def _undo_isolation(self) -> None:
+        """Remove what confined jobs that are gone, where no epilog did."""
+        if leftovers(self._store.state, self._store.owners()):
+            with self._store.exclusive():
+                undone = undo_gone(self._store.state, self._store.owners())
+            for grant in undone:
+                self._log.info("isolation_undone", grant=grant)
 
     def _ended(self, owners: Mapping[str, Owner], facts: NodeFacts, instances: Instances) -> dict[str, str]:
         """Return the grants whose jobs were over at this look and at the one before, and whose GPUs nobody uses.
@@ -82,6 +92,6 @@ class Reconciler:
 
 
 def _gpus(owner: Owner, instances: Instances) -> set[str]:
-    """Return the GPUs that a grant is of; an instance whose GPU is not known stands for itself: no sweep reads it."""
-    parents = {instance: gpu for gpu, names in instances.items() for instance in names}
-    return {parents.get(unit, unit.partition("@")[0]) for unit in owner.units}
+    """Return the GPUs that a grant is of; an instance whose GPU nobody knows stands for itself: no sweep reads it."""
+    parents = {instance.uuid: gpu for gpu, parts in instances.items() for instance in parts}
+    return {parents.get(unit) or owner.gpu_of(unit) for unit in owner.units}

@@ -21,8 +21,9 @@ from nodeagent.config.values import duration
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import BadRequest, CommandFailed, NodeAgentError, NodeUnfit
 from nodeagent.health.units import mig_instances
-from nodeagent.hook import emit, epilog, prolog
+from nodeagent.hook import emit, epilog, isolation, prolog
 from nodeagent.hook.node import Node, last_word
+from nodeagent.lock.model import is_pattern
 from nodeagent.lock.reconcile import gone
 from nodeagent.state.boot import boot_id, start_time
 from nodeagent.state.hook_conf import HookConf
@@ -35,6 +36,7 @@ _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("-n", type=int, default=1, dest="count", metavar="N", help="how many GPUs (default 1)")
+    parser.add_argument("--model", default="", metavar="PATTERN", help="of a model only, e.g. A100 or '1g.10gb'")
     parser.add_argument("--wait", default="0", metavar="TIME", help="wait for free GPUs, e.g. 30s (default: do not)")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
 
@@ -50,12 +52,14 @@ def run(options: argparse.Namespace) -> int:
         wait = duration(options.wait)
     except ValueError as error:
         raise BadRequest("--wait", options.wait, f"a time: {error}") from error
+    if options.model and not is_pattern(options.model):
+        raise BadRequest("--model", options.model, "a word of the model's name, with '*' for anything")
     node = _node(loaded(options).config)
     # Blocked until both sides have their handlers: a signal in between would leave the command without its parent.
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGINT))
     child = os.fork()
     if child == 0:
-        _become(node, options.count, wait, words)
+        _become(node, options.count, options.model, wait, words)
     return _attend(node, child)
 
 
@@ -72,7 +76,8 @@ def _node(config: Config) -> Node:
         except CommandFailed as error:
             complain(f"no driver set: {error}")
             binds = ""
-        verdict = verdict_file(seen, facts, mig_instances(facts.gpus, {}), binds=binds)
+        instances = mig_instances(facts.gpus, {})
+        verdict = verdict_file(seen, facts, instances, binds=binds, sharing=config.sharing)
     if verdict.node_state == FAILED:
         raise NodeUnfit(verdict.node_why)
     node = Node(state, boot, conf, verdict, True)
@@ -83,7 +88,7 @@ def _node(config: Config) -> Node:
     return node
 
 
-def _become(node: Node, count: int, wait: float, words: Sequence[str]) -> NoReturn:
+def _become(node: Node, count: int, model: str, wait: float, words: Sequence[str]) -> NoReturn:
     """Lock the GPUs as this process, then become the command."""
     status = int(Exit.SOFTWARE)
     for number in (*_FORWARDED, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
@@ -93,10 +98,12 @@ def _become(node: Node, count: int, wait: float, words: Sequence[str]) -> NoRetu
         assert node.verdict is not None and node.conf is not None  # noqa: S101, PT018  _node gave both
         job = str(os.getpid())
         owner = node.owner("local", job, node=node.conf.text("node_name"), user=_user(), uid=str(os.getuid()))
-        units = prolog.take(node, node.verdict, owner, count, wait)
+        units = prolog.take(node, node.verdict, owner, count, wait, model)
+        constrained = isolation.begin(node, node.conf, owner, units, os.getpid)
         node.event("grant", owner, units=" ".join(owner.units))
         environment = dict(os.environ)
-        environment.update(emit.gpu_environment(emit.visible_devices(node.conf, units)))
+        environment.update(emit.gpu_environment(emit.visible_devices(node.conf, units, constrained)))
+        environment.update(emit.share_environment(node.conf, units))
         environment.update(emit.bind_environment(emit.driver_binds(node.conf, node.verdict), os.environ))
         os.execvpe(words[0], list(words), environment)  # noqa: S606  the command is the caller's own
     except NodeAgentError as error:

@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "resume": "give this node back to the scheduler",
     "sge-sensor": "Grid Engine's load sensor",
     "discover": "what to tell the scheduler, ready to paste",
+    "doctor": "what of this node's set-up is not as it should be, and what to type",
     "config": "check, show or compile the configuration",
 }
 

@@ -30,7 +30,7 @@ from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
-from nodeagent.state.hook_conf import HOOK_CONF, read_hook_conf
+from nodeagent.state.hook_conf import HOOK_CONF, TYPED_GRES, read_hook_conf
 from nodeagent.version import VERSION
 
 _RUNNING = "agent.lock"
@@ -119,9 +119,11 @@ class HookConfCompiler:
     def __call__(self) -> None:
         """Compile and write. What Slurm does not tell now is kept as it was told before."""
         conf, problems = compile_hook_conf(self._found)
-        if problems and not conf.gres_minors:
+        if problems and not conf.gres:
             try:
-                conf.gres_minors.update(read_hook_conf(self._state).gres_minors)
+                before = read_hook_conf(self._state)
+                conf.gres.update(before.gres)
+                conf.settings.setdefault(TYPED_GRES, before.settings.get(TYPED_GRES, "no"))
             except (NoHookConf, UnknownFormat, UntrustedFile):
                 pass
         self._state.replace(HOOK_CONF, conf.encode())

@@ -12,6 +12,7 @@ from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.topology import largest_linked
 from nodeagent.hook.node import last_word
+from nodeagent.lock.occupancy import Occupancy, named
 from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.lock.store import Store
 from nodeagent.scheduler.registry import node_name
@@ -37,10 +38,10 @@ def report(
 
     `gpu` (whatever the site calls it) is the number of units while all are in service: Grid Engine itself subtracts
     what is in use, so the end of a job counts at once. As soon as one is retired, failed, unknown or held by hand it is
-    the number of free healthy ones: the smaller of this and capacity minus use is what jobs are placed by. Without any
-    word of the agent's nothing is offered or withheld; `trouble` is what is amiss with that word. A node that is
-    `unfit` as a whole offers none. `gpu_free` is how many are healthy and free, `gpu_linked` how many of these are all
-    linked with one another: for jobs to ask for, and for people.
+    the number of free healthy ones: the smaller of this and capacity minus use is what jobs are placed by. A shared GPU
+    counts as often as jobs may share it. Without any word of the agent's nothing is offered or withheld; `trouble` is
+    what is amiss with that word. A node that is `unfit` as a whole offers none. `gpu_free` is how many are healthy and
+    free, `gpu_linked` how many GPUs, free as a whole, are all linked with one another: for jobs to ask for.
     """
     if unfit:
         yield f"{complex_name}:0"
@@ -52,16 +53,18 @@ def report(
     faulty = [unit for unit in units if not _usable(unit, retired)]
     out = {u.unit: (retired.get(u.unit) or retired.get(u.gpu) or {}).get("reason", u.why) for u in faulty}
     blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
-    free = [u for u in units if u.unit not in out and u.unit not in owners and u.gpu not in owners]
+    occupied = Occupancy(owners, units)
+    well = [unit for unit in units if unit.unit not in out]
+    free = sum(map(occupied.free, well))
     if out or blocked:
-        yield f"{complex_name}:{len(free)}"
+        yield f"{complex_name}:{free}"
     elif units:
-        yield f"{complex_name}:{len(units)}"
+        yield f"{complex_name}:{sum(unit.slots for unit in units)}"
     yield f"gpu_faulty:{len(out)}"
     yield f"gpu_reason:{one_word_line('; '.join(filter(None, [trouble, *out.values()])))}"
     if units:
-        yield f"gpu_free:{len(free)}"
-        yield f"gpu_linked:{_linked(units, free)}"
+        yield f"gpu_free:{free}"
+        yield f"gpu_linked:{_linked(units, [unit for unit in well if occupied.free(unit) == unit.slots])}"
 
 
 def _linked(units: Sequence[UnitLine], free: Sequence[UnitLine]) -> int:
@@ -73,7 +76,13 @@ def _linked(units: Sequence[UnitLine], free: Sequence[UnitLine]) -> int:
 
 
 def _usable(unit: UnitLine, retired: Mapping[str, Mapping[str, str]]) -> bool:
-    return unit.state in (OK, DEGRADED) and unit.unit not in retired and unit.gpu not in retired
+    return unit.state in (OK, DEGRADED) and not named(unit, retired)
+
+
+def models(units: tuple[UnitLine, ...]) -> str:
+    """Return the models of a node as one word, so that a job's pattern finds each: `A100-SXM4-80GB+H100-PCIe`."""
+    names = {unit.model.removeprefix("NVIDIA ").removeprefix("Tesla ") for unit in units}
+    return "+".join("-".join(one_word_line(name).split()) for name in sorted(names)) or "none"
 
 
 def one_word_line(words: str) -> str:
@@ -92,8 +101,9 @@ def _values(config: Config) -> list[str]:
             verdict is not None and fresh and (verdict.node_state == FAILED or (not units and verdict.node_state != OK))
         )
         unfit = (verdict.node_why or verdict.node_state) if bad and verdict is not None else ""
-        name = config.scheduler.sge.complex
-        return list(report(units, store.retired(), store.owners(), name, trouble, unfit))
+        sge = config.scheduler.sge
+        said = list(report(units, store.retired(), store.owners(), sge.complex, trouble, unfit))
+        return [*said, f"{sge.model_complex}:{models(units)}"] if sge.model_complex and units else said
     finally:
         state.close()
 

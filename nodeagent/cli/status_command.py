@@ -63,6 +63,9 @@ def _row(gpu: dict[str, Any]) -> tuple[str, ...]:
         f"{holder['scheduler']} {holder['job'] or '-'}" + (f" ({holder['user']})" if holder["user"] else "")
         for holder in gpu["holders"]
     )
+    slots = gpu.get("slots", 1)  # an older agent does not say
+    if slots != 1:
+        holders = f"{len(gpu['holders'])} of {slots}" + (f": {holders}" if holders else "")
     why = "; ".join(reason["evidence"] for reason in gpu["reasons"])
     if gpu["retired"]:
         why = f"retired: {gpu['retired'].get('reason', '')}"

@@ -11,7 +11,7 @@ from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.registry import node_name
 from nodeagent.scheduler.slurm import SlurmScheduler
-from nodeagent.state.hook_conf import HookConf, Source
+from nodeagent.state.hook_conf import TYPED_GRES, Gres, HookConf, Source
 
 
 def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
@@ -23,7 +23,7 @@ def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
     config = loaded.config
     settings = hook_settings(config)
     problems: list[str] = []
-    gres: dict[int, int] = {}
+    gres: dict[int, Gres] = {}
     if config.scheduler.kind == "slurm":
         gres = _slurm(config, settings, problems)
     if config.scheduler.kind == "sge":
@@ -56,13 +56,14 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dict[int, int]:
+def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dict[int, Gres]:
     scheduler = SlurmScheduler(config, settings["node_name"])
     constrains = config.scheduler.slurm.constrains_devices
     try:
         if constrains == "auto":
             constrains = "yes" if scheduler.constrains_devices() else "no"
-        gres = scheduler.gres_minors()
+        gres = scheduler.gres()
+        settings[TYPED_GRES] = "yes" if scheduler.typed_gres() else "no"
         if not gres:
             problems.append(f"slurmd -G names no {config.scheduler.slurm.gres} device files for this node")
     except CommandFailed as error:

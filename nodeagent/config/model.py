@@ -50,6 +50,7 @@ class Slurm:
 class Sge:
     """How Grid Engine is reached and what the GPU complex is called there.
 
+    `model_complex` is the complex by which jobs ask for a GPU model (empty: they do not).
     `admin_user` owns the exec daemon's spool directories; `auto` reads it from the cell's bootstrap file.
     """
 
@@ -60,6 +61,7 @@ class Sge:
     qmaster_port: int = setting(0, values.port, hook=True)
     execd_port: int = setting(0, values.port, hook=True)
     complex: str = setting("gpu", values.name, hook=True)
+    model_complex: str = setting("", values.name_or_empty, hook=True)
     admin_user: str = setting("auto", values.name)
 
 
@@ -82,6 +84,31 @@ class Hooks:
     verdict_max_age: float = setting(60.0, values.positive_duration, hook=True)
     max_reruns: int = setting(3, values.count, hook=True)
     cuda_visible_devices: str = setting("auto", values.one_of("auto", "uuid", "index"), hook=True)
+
+
+@dataclass(frozen=True)
+class Mps:
+    """What a job on a share is told of the site's MPS server; nothing unless `enabled`.
+
+    `threads` and `memory`: `share` tells it to keep to its part of the GPU, `all` does not. A job can undo both.
+    """
+
+    enabled: bool = setting(False, values.boolean, hook=True)
+    pipe_directory: str = setting("/tmp/nvidia-mps", values.absolute_path, hook=True)  # noqa: S108  CUDA's own default
+    threads: str = setting("share", values.one_of("share", "all"), hook=True)
+    memory: str = setting("share", values.one_of("share", "all"), hook=True)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How many jobs may share a GPU: `slots`, or by model (the first pattern that matches); 1: none do.
+
+    A GPU in MIG mode is granted by instance, and an instance is not shared.
+    """
+
+    slots: int = setting(1, values.slots)
+    models: Mapping[str, int] = setting({}, values.mapping(values.model_pattern, values.slots))
+    mps: Mps = section(Mps)
 
 
 @dataclass(frozen=True)
@@ -150,7 +177,8 @@ class Config:
     """Everything that an administrator can set.
 
     `placement` decides between sets that are equally good for a job: `pack` leaves well-linked units together, `spread`
-    takes units where most is free (lock/placement.py).
+    takes units where most is free (lock/placement.py). `isolation` is how jobs are kept off GPUs that are not theirs,
+    where the scheduler does not do it: Grid Engine and `exec` (docs/isolation.md).
     """
 
     state_dir: str = setting(DEFAULT_STATE_DIR, values.absolute_path, hook=True)
@@ -160,6 +188,8 @@ class Config:
     interval: float = setting(10.0, values.positive_duration)
     probe_timeout: float = setting(5.0, values.positive_duration)
     placement: str = setting("pack", values.one_of("pack", "spread"), hook=True)
+    sharing: Sharing = section(Sharing)
+    isolation: str = setting("auto", values.one_of("auto", "none", "cgroup-v1", "cgroup-v2", "device-files"), hook=True)
     roots: Roots = section(Roots)
     scheduler: Scheduler = section(Scheduler)
     hooks: Hooks = section(Hooks)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from nodeagent.lock.model import is_pattern
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -14,6 +16,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 _HIGHEST_PORT = 65535
+_MOST_SLOTS = 256
 
 
 def text(value: Any) -> str:
@@ -36,6 +39,11 @@ def absolute_path(value: Any) -> str:
     if not path.startswith("/") or ".." in path.split("/"):
         raise ValueError("wants an absolute path without '..'")
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def name_or_empty(value: Any) -> str:
+    """A name, or nothing."""
+    return "" if value in ("", None) else name(value)
 
 
 def absolute_path_or_empty(value: Any) -> str:
@@ -140,6 +148,20 @@ def count_or_percent(value: Any) -> str:
     if digits.endswith("%") and int(digits[:-1]) > 100:  # noqa: PLR2004
         raise ValueError("wants a share of at most 100%")
     return digits
+
+
+def slots(value: Any) -> int:
+    """How many jobs share a GPU."""
+    if positive_count(value) > _MOST_SLOTS:
+        raise ValueError(f"wants a number of jobs that share a GPU, at most {_MOST_SLOTS}")
+    return int(value)
+
+
+def model_pattern(value: Any) -> str:
+    """What a GPU model's name is compared with (lock/model.py)."""
+    if not isinstance(value, str) or not is_pattern(value):
+        raise ValueError("wants a model: a word of its name, with '*' for anything and '|' between alternatives")
+    return value
 
 
 def xid(value: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeagent.discover import sge
+from nodeagent.discover import sge, slurm
 from nodeagent.discover.advice import Adviser
 
-ADVISERS: dict[str, Adviser] = {"sge": sge.advise}
+ADVISERS: dict[str, Adviser] = {"sge": sge.advise, "slurm": slurm.advise}

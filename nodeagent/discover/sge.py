@@ -28,7 +28,7 @@ def _complexes(site: Site) -> Piece:
 
 
 def _host(site: Site) -> Piece:
-    offered = f"{site.config.scheduler.sge.complex}={len(site.units) or 'NUMBER'}"
+    offered = f"{site.config.scheduler.sge.complex}={sum(unit.slots for unit in site.units) or 'NUMBER'}"
     why = "what this host offers. A host without GPUs is to offer 0, or it cannot be compared with the others"
     return Piece("host", "once a host", f"qconf -mattr exechost complex_values {offered} {site.node}", why)
 

@@ -16,7 +16,11 @@ class Process:
 
 @dataclass(frozen=True)
 class MigInstance:
-    """A MIG compute instance: what a job is given when its GPU is in MIG mode."""
+    """A MIG compute instance: what a job is given when its GPU is in MIG mode.
+
+    `caps` are the minors of its device files /dev/nvidia-caps/nvidia-capN, the GPU instance's first: whoever may open
+    these (and its GPU's own file) may use it. Empty where the driver does not say.
+    """
 
     uuid: str
     gpu_instance: int
@@ -24,6 +28,7 @@ class MigInstance:
     memory_total: int | None = None
     memory_used: int | None = None
     profile: str = ""
+    caps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,22 @@ def gpu_identity(proc: str, bus_id: str) -> GpuIdentity | None:
     return parse_information(text, bus_id) if text else None
 
 
+def mig_caps(proc: str, minor: int, gpu_instance: int, compute_instance: int) -> list[int]:
+    """Return the minors of a MIG instance's two capability files, the GPU instance's first; empty if one is not known.
+
+    The driver has for each an `access` file with a line `DeviceFileMinor: N`, meaning /dev/nvidia-caps/nvidia-capN.
+    """
+    home = f"{proc}/driver/nvidia/capabilities/gpu{minor}/mig/gi{gpu_instance}"
+    found = []
+    for path in (f"{home}/access", f"{home}/ci{compute_instance}/access"):
+        pairs = (line.partition(":") for line in _read(path).splitlines())
+        values = [value.strip() for key, _, value in pairs if key.strip() == "DeviceFileMinor"]
+        if not (values and values[0].isdigit()):
+            return []
+        found.append(int(values[0]))
+    return found
+
+
 def count_pci_gpus(sys: str) -> int | None:
     """Return how many NVIDIA GPUs are on the PCI bus, None if the bus cannot be read.
 

@@ -69,7 +69,9 @@ class Sweep:
 def decode_gpu(record: Mapping[str, Any]) -> GpuFacts:
     """Return the facts in a record of the probe; keys that are no fields of GpuFacts are for others."""
     values = {key: value for key, value in record.items() if key in _GPU_FIELDS and value is not None}
-    values["mig"] = tuple(MigInstance(**instance) for instance in record.get("mig", ()))
+    values["mig"] = tuple(
+        MigInstance(**{**instance, "caps": tuple(instance.get("caps", ()))}) for instance in record.get("mig", ())
+    )
     values["processes"] = tuple(Process(**process) for process in record.get("processes", ()))
     return GpuFacts(**{"uuid": "", **values})
 

@@ -227,6 +227,7 @@ class Sweeper:
             self._uuids[bus_id] = uuid
             self._events.register(handle, uuid)
             reading.read(self._lasting.setdefault(bus_id, {}), self._link_ends.setdefault(bus_id, {}))
+            self._add_caps(reading.record)
             ancestors = self._neighbourhood(handle, bus_id, handles)
         except GpuFault as fault:
             self._output.send(gpu=self._faulty(index, uuid, bus_id, fault, reading))
@@ -238,6 +239,13 @@ class Sweeper:
 
     def _identity(self, bus_id: str) -> procfs.GpuIdentity:
         return procfs.gpu_identity(self._proc, bus_id) or procfs.GpuIdentity(bus_id)
+
+    def _add_caps(self, record: dict[str, Any]) -> None:
+        """Name the capability files of a GPU's instances, as its minor leads to them."""
+        for mig in record.get("mig", ()):
+            if "minor" in record:
+                caps = procfs.mig_caps(self._proc, record["minor"], mig["gpu_instance"], mig["compute_instance"])
+                mig["caps"] = caps
 
     def _neighbourhood(self, handle: Any, bus_id: str, handles: dict[str, Any]) -> dict[str, int]:
         """NVML's common ancestor level (-1: no answer) with each GPU read before this one; asked once a pair."""

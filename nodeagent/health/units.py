@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nodeagent.gpu.facts import GpuFacts
+from nodeagent.gpu.facts import GpuFacts, MigInstance
 
-Instances = Mapping[str, tuple[str, ...]]
-"""UUID of each GPU in MIG mode → UUIDs of its instances (none, where none is made)."""
+Instances = Mapping[str, tuple[MigInstance, ...]]
+"""UUID of each GPU in MIG mode → its instances (none, where none is made)."""
 
 
 def mig_instances(gpus: tuple[GpuFacts, ...], before: Instances) -> Instances:
@@ -18,7 +18,7 @@ def mig_instances(gpus: tuple[GpuFacts, ...], before: Instances) -> Instances:
     found = dict(before)
     for gpu in gpus:
         if gpu.mig_enabled:
-            found[gpu.uuid] = tuple(instance.uuid for instance in gpu.mig)
+            found[gpu.uuid] = gpu.mig
         elif gpu.mig_enabled is False:
             found.pop(gpu.uuid, None)
     return found
@@ -26,4 +26,6 @@ def mig_instances(gpus: tuple[GpuFacts, ...], before: Instances) -> Instances:
 
 def units_of(uuid: str, instances: Instances) -> tuple[str, ...]:
     """Return what of this GPU can be locked."""
-    return instances.get(uuid, (uuid,))
+    if uuid not in instances:
+        return (uuid,)
+    return tuple(instance.uuid for instance in instances[uuid])

@@ -38,7 +38,8 @@ def _left(node: "Node", verdict: "VerdictFile", held: "Owner") -> int:
 
     Others' processes are monitoring. Of instances and shares nothing is known: other jobs have the same file open.
     """
-    proc, dev = (node.conf.text(f"roots.{name}") if node.conf is not None else f"/{name}" for name in ("proc", "dev"))
+    settings = node.conf.settings if node.conf is not None else {}
+    proc, dev = (settings.get(f"roots.{name}", f"/{name}") for name in ("proc", "dev"))
     minors = [unit.minor for unit in verdict.units if unit.unit in held.units and unit.unit == unit.gpu]
     devices = {device_number(f"{dev}/nvidia{minor}") for minor in minors if minor >= 0} - {-1}
     if not devices:

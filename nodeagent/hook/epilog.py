@@ -1,5 +1,6 @@
 """Giving a job's units back: what it holds and nothing else, as often as it is called. Lean."""
 
+from nodeagent.hook import isolation
 from nodeagent.lock.store import Store
 from nodeagent.state import events
 
@@ -21,6 +22,7 @@ def release(state: "Directory", scheduler: str, cluster: str, job: str, task: st
     store = Store(state)
     with store.exclusive():
         store.sweep()
+        isolation.end(state, store.owners(), scheduler, job, task)
         freed = store.release(lambda owner: owner.is_job(scheduler, cluster, job, task))
     if freed:
         owner = next(iter(freed.values()))

@@ -5,13 +5,15 @@ import time
 from nodeagent.errors import UnitsUnavailable
 from nodeagent.hook import earlier
 from nodeagent.hook.node import Node
+from nodeagent.lock.model import of_model
+from nodeagent.lock.occupancy import Occupancy, named, part
 from nodeagent.lock.placement import choose
 from nodeagent.lock.record import HOLD, MAINTENANCE, Owner
 from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, VerdictFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 _POLL = 0.1
 
@@ -24,12 +26,13 @@ class UnitsBusy(UnitsUnavailable):
     """Enough units are in service, but others still hold them."""
 
 
-def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float) -> "list[UnitLine]":
+def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float, model: str = "") -> "list[UnitLine]":
     """Choose `count` healthy free units, lock them all for `owner` and return them; waits up to `wait` seconds.
 
     What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first,
     unless processes of it are left. But a grant of `owner.grant` itself is kept and returned: the tasks of a parallel
-    job on a slave host share one.
+    job on a slave host share one. With a `model` (lock/model.py) only units of it are there. A job gets at most one
+    share of a GPU: two of them would still be one device.
 
     Raises:
         UnitsUnavailable: the node, all of it in order, has fewer units than that.
@@ -43,6 +46,7 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
     complete = node.fresh and verdict.node_state == OK and all(u.state in (OK, DEGRADED) for u in verdict.units)
     # No reason to refuse a job: an older release compiled hook.conf without it.
     spread = node.conf is not None and node.conf.settings.get("placement") == "spread"
+    lines = of_model(verdict.units, model)
     may_go = earlier.over(node, verdict, owner)
     while True:
         with node.store.exclusive():
@@ -50,23 +54,30 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
             node.store.release(may_go)
             held = _begun(node, owner)
             if owner.units:
-                return [unit for unit in verdict.units if unit.unit in owner.units]
+                return lines_of(verdict, owner.units)
+            occupied = Occupancy(held, verdict.units)
             retired = node.store.retired()
-            usable = [u for u in verdict.units if u.state in (OK, DEGRADED) and not _named(u, retired)]
-            free = [u for u in usable if not _named(u, held)]
+            usable = [u for u in lines if u.state in (OK, DEGRADED) and not named(u, retired)]
+            free = [u for u in usable if occupied.free(u)]
             if len(free) >= count:
-                chosen = _choose(verdict, free, count, spread)
-                owner.units = tuple(unit.unit for unit in chosen)
-                node.store.claim(owner)
+                chosen = [part(u, occupied.take(u)[0]) for u in _choose(verdict, free, count, spread, occupied)]
+                _claim(node, owner, chosen)
                 return chosen
-        numbers = (count, len(verdict.units), len(usable), len(free))
-        if count > len(verdict.units):
+        numbers = (count, len(lines), len(usable), len(free), model)
+        if count > len(lines):
             raise (UnitsUnavailable if complete else UnitsBusy)(*numbers)
         if count > len(usable):
             raise UnitsRetired(*numbers)
         if time.monotonic() >= deadline:
             raise UnitsBusy(*numbers)
         time.sleep(_POLL)
+
+
+def lines_of(verdict: VerdictFile, units: "Iterable[str]") -> "list[UnitLine]":
+    """Return the lines of units that are held, under the names that are; those that have vanished have none."""
+    lines = {line.unit: line for line in verdict.units}
+    found = [(lines.get(unit) or lines.get(unit.partition("@")[0]), unit) for unit in units]
+    return [part(line, unit) for line, unit in found if line is not None]
 
 
 def _begun(node: Node, owner: Owner) -> "dict[str, Owner]":
@@ -82,17 +93,28 @@ def _begun(node: Node, owner: Owner) -> "dict[str, Owner]":
     return {unit: other for unit, other in held.items() if unit not in mine}
 
 
-def _named(unit: UnitLine, names: "Mapping[str, object]") -> str:
-    """Return by which name a unit stands there: its own, or that of the GPU it is an instance of; empty if by none."""
-    return unit.unit if unit.unit in names else unit.gpu if unit.gpu in names else ""
+def _claim(node: Node, owner: Owner, units: "Sequence[UnitLine]") -> None:
+    owner.units = tuple(unit.unit for unit in units)
+    owner.gpus = tuple(unit.gpu for unit in units)
+    node.store.claim(owner)
 
 
-def _choose(verdict: VerdictFile, free: "Sequence[UnitLine]", count: int, spread: bool) -> "list[UnitLine]":
+_PARTS = 1000
+
+
+def _choose(
+    verdict: VerdictFile, free: "Sequence[UnitLine]", count: int, spread: bool, occupied: Occupancy
+) -> "list[UnitLine]":
+    """Return the best set: of healthy units first, then the fullest shared GPUs (spread: the emptiest), then linked."""
     column = {unit.unit: at for at, unit in enumerate(verdict.units)}
     places = [column[unit.unit] for unit in free]
     links = [[unit.links[at] if at < len(unit.links) else 0 for at in places] for unit in free]
     nodes = [unit.numa for unit in free] if spread else None
-    return [free[at] for at in choose(count, links, [unit.state != OK for unit in free], nodes)]
+    rest = [_PARTS * occupied.free(unit) // max(1, unit.slots) for unit in free]
+    use = [_PARTS - part_free if spread else part_free for part_free in rest]
+    degraded = _PARTS * count + 1
+    preference = [degraded * (unit.state != OK) + used for unit, used in zip(free, use)]
+    return [free[at] for at in choose(count, links, preference, nodes)]
 
 
 class Recorded:
@@ -112,6 +134,8 @@ class Recorded:
 def record(node: Node, owner: Owner, units: "Iterable[UnitLine]") -> Recorded:
     """Lock what the scheduler granted; where it cannot be locked say why, and let the scheduler's word stand.
 
+    Of a shared GPU the first free share is locked: the scheduler does not say which.
+
     Raises:
         LockBusy, OSError: nothing could be locked; nothing is.
 
@@ -122,9 +146,11 @@ def record(node: Node, owner: Owner, units: "Iterable[UnitLine]") -> Recorded:
         node.store.release(lambda held: held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task))
         retired = node.store.retired()
         held = node.store.owners()
+        occupied = Occupancy(held, node.verdict.units if node.verdict is not None else ())
         wanted = []
         for unit in units:
-            out, holder = _named(unit, retired), _named(unit, held)
+            out = named(unit, retired)
+            name, holder = occupied.take(unit)
             if out:
                 done.unfit.append((unit.unit, retired[out].get("reason", "retired")))
             elif unit.state == FAILED and node.fresh:
@@ -134,8 +160,8 @@ def record(node: Node, owner: Owner, units: "Iterable[UnitLine]") -> Recorded:
             elif holder:
                 done.conflicts.append((unit.unit, str(held[holder])))
             else:
-                wanted.append(unit.unit)
+                wanted.append(part(unit, name))
         if not done.unfit and wanted:
-            owner.units = done.locked = tuple(wanted)
-            node.store.claim(owner)
+            _claim(node, owner, wanted)
+            done.locked = owner.units
     return done

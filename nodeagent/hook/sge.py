@@ -2,16 +2,18 @@
 
 import os
 
-from nodeagent.errors import BadRequest, UnitsUnavailable, UntrustedFile
-from nodeagent.hook import emit, epilog, prolog
+from nodeagent.errors import BadRequest, NotIsolated, UnitsUnavailable, UntrustedFile
+from nodeagent.hook import emit, epilog, isolation, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
 from nodeagent.hook.sge_login import remember_spool
+from nodeagent.lock.model import is_pattern
 from nodeagent.lock.record import Owner
 from nodeagent.state import reruns
 from nodeagent.state.files import check_parents, read_trusted_bytes
 from nodeagent.state.hook_conf import HookConf
+from nodeagent.state.processes import parent
 from nodeagent.state.verdict_file import FAILED, UnitLine, VerdictFile
 
 TYPE_CHECKING = False
@@ -83,6 +85,20 @@ class Job:
         rows = (line.split() for line in data.decode("utf-8", "replace").split("\n"))
         return [(fields[0], int(fields[1])) for fields in rows if len(fields) > 1 and fields[1].isdigit()]
 
+    def shepherd(self) -> int:
+        """Return the process that this hook is started by, and that is going to start the job: the exec daemon's word.
+
+        Raises:
+            NotIsolated, UntrustedFile, OSError: it is not known, or no process above this one.
+
+        """
+        data, _ = read_trusted_bytes(f"{self.directory}/pid", self.admin_uids)
+        pid = os.getpid()
+        while (pid := parent("/proc", pid)) > 1:
+            if str(pid).encode() == data.strip():
+                return pid
+        raise NotIsolated("", f"{self.directory}/pid names no process above this hook: {data[:20]!r}")
+
     def export(self, pairs: "Iterable[tuple[str, str]]") -> None:
         """Append to the environment that the job will get; the last line of a name wins over the user's own."""
         data = "".join(f"{name}={value}\n" for name, value in pairs).encode("utf-8", "surrogateescape")
@@ -139,8 +155,12 @@ def _ask_qmaster(conf: HookConf, job: Job) -> JobFile:
         )
         for request in root.iterfind(".//JB_hard_resource_list/qstat_l_requests")
     }
+    texts = {
+        request.findtext("CE_name", ""): request.findtext("CE_stringval", "")
+        for request in root.iterfind(".//JB_hard_resource_list/qstat_l_requests")
+    }
     owner, uid = root.findtext(".//JB_owner", ""), int(root.findtext(".//JB_uid", "-1"))
-    return JobFile(owner, uid, requests, job.slots())
+    return JobFile(owner, uid, requests, job.slots(), texts)
 
 
 @guarded("sge prolog", on_error=SGE_RERUN)
@@ -156,26 +176,43 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         name, host = conf.text("scheduler.sge.complex"), conf.text("node_name")
     try:
         count = request.units(name, host)
-    except BadAmount as error:
+        model = model_of(conf, request)
+    except (BadAmount, BadRequest) as error:
         node.event("malformed_request", job=job.job, task=job.task, user=request.owner, why=str(error))
         tell_user(str(error))
         return SGE_USER_ERROR
-    if not count:
-        job.export(emit.gpu_environment(emit.NO_DEVICES))
-        return 0
-    if conf is None or node.verdict is None:
-        return SGE_RERUN
     owner = node.owner(
         "sge",
         job.job,
         task=job.task,
-        cluster=conf.text("scheduler.sge.cell"),
+        cluster=conf.text("scheduler.sge.cell") if conf is not None else "",
         node=host,
         run=job.directory,
         user=request.owner,
         uid=str(request.uid),
     )
-    return _grant(node, conf, node.verdict, job, owner, count, environ)
+    if not count:
+        if conf is not None:
+            isolation.begin(node, conf, owner, (), job.shepherd)
+        job.export(emit.gpu_environment(emit.NO_DEVICES))
+        return 0
+    if conf is None or node.verdict is None:
+        return SGE_RERUN
+    return _grant(node, conf, node.verdict, job, owner, count, environ, model)
+
+
+def model_of(conf: "HookConf | None", request: JobFile) -> str:
+    """Return the model that the job asks for; empty if it takes any.
+
+    Raises:
+        BadRequest: it is an expression that only Grid Engine can judge.
+
+    """
+    name = conf.settings.get("scheduler.sge.model_complex", "") if conf is not None else ""
+    model = request.texts.get(name, "") if name else ""
+    if model and not is_pattern(model):
+        raise BadRequest(name, model, "a model: a word of its name, with '*' for anything and '|' for alternatives")
+    return model
 
 
 def _grant(
@@ -186,6 +223,7 @@ def _grant(
     owner: Owner,
     count: int,
     environ: "Mapping[str, str]",
+    model: str,
 ) -> int:
     """Take the units, or say by the status what becomes of the job (DESIGN: outcomes of hooks)."""
     unfit = ""
@@ -197,7 +235,7 @@ def _grant(
         node.event("gave_back", owner, why=unfit)
         return SGE_RERUN
     try:
-        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"))
+        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"), model)
     except prolog.UnitsRetired as error:
         return _give_back(node, conf, owner, error)
     except prolog.UnitsBusy as error:
@@ -208,7 +246,8 @@ def _grant(
         tell_user(str(error))
         return SGE_USER_ERROR
     try:
-        job.export(environment(node, conf, units, environ))
+        constrained = isolation.begin(node, conf, owner, units, job.shepherd)
+        job.export(environment(node, conf, units, environ, constrained))
         reruns.forget(node.state, owner.job, owner.task)
     except BaseException:  # it goes on to the boundary; nothing stays locked for a job that will not start
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
@@ -218,11 +257,12 @@ def _grant(
 
 
 def environment(
-    node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]"
+    node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]", constrained: bool
 ) -> "list[tuple[str, str]]":
     """Return what a job with these units gets; `environ` is what it has so far."""
     binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
-    return [*emit.gpu_environment(emit.visible_devices(conf, units)), *binds]
+    devices = emit.gpu_environment(emit.visible_devices(conf, units, constrained))
+    return [*devices, *emit.share_environment(conf, units), *binds]
 
 
 def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable) -> int:

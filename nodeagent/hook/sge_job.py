@@ -13,7 +13,7 @@ CULL_VERSION = 0x10020000
 # U number, S text, L list, O object, D double, - nothing: the fields of a job (JB_Type) in their order
 JOB_FIELDS = "USULLLLLLSSSSSSUSUUUSUSUSSUUUUULULLLUSOUULLLULLLLULSLLSSLLLLLLLLLS-LLUUUULLDDDDDDUUUL"
 OWNER, UID, HARD_REQUESTS, TASKS = 20, 21, 45, 64
-CE_NAME, CE_DOUBLEVAL, CE_CONSUMABLE = 900, 904, 906
+CE_NAME, CE_STRINGVAL, CE_DOUBLEVAL, CE_CONSUMABLE = 900, 903, 904, 906
 JG_QHOSTNAME, JG_SLOTS = 2102, 2103
 ONCE_A_JOB = 2  # CE_consumable: 0 NO, 1 YES (each slot), 2 JOB
 _CODES = {2: "D", 3: "U", 6: "U", 8: "S", 9: "L", 10: "O", 11: "-", 12: "S"}
@@ -43,15 +43,21 @@ def job_file(spool: str, job: str, task: str) -> str:
 class JobFile:
     """A job: `owner`, `uid`, what it asked for and how many slots it has on which host."""
 
-    __slots__ = ("owner", "requests", "slots", "uid")
+    __slots__ = ("owner", "requests", "slots", "texts", "uid")
 
     def __init__(
-        self, owner: str, uid: int, requests: "dict[str, tuple[float, int]]", slots: "list[tuple[str, int]]"
+        self,
+        owner: str,
+        uid: int,
+        requests: "dict[str, tuple[float, int]]",
+        slots: "list[tuple[str, int]]",
+        texts: "dict[str, str] | None" = None,
     ) -> None:
         self.owner = owner
         self.uid = uid
         self.requests = requests  # complex -> (number, how it is consumed)
         self.slots = slots  # (host, slots), the master host first
+        self.texts = texts or {}  # complex -> what was asked for, as written
 
     def units(self, name: str, host: str) -> int:
         """Return how many of the complex `name` the job was granted on `host`; 0 if it asked for none.
@@ -187,15 +193,18 @@ def read_job(path: str, data: bytes) -> JobFile:
     if reader.at != len(data):
         raise reader.bad("more than a job")
     requests: dict[str, tuple[float, int]] = {}
+    texts: dict[str, str] = {}
     for request in _elements(job[HARD_REQUESTS]):
         name, number, consumable = (request.get(field) for field in (CE_NAME, CE_DOUBLEVAL, CE_CONSUMABLE))
         if not isinstance(name, bytes) or not isinstance(number, float) or not isinstance(consumable, int):
             raise reader.bad("requests of another form")
         requests[name.decode("latin-1")] = (number, consumable)
+        text = request.get(CE_STRINGVAL)
+        texts[name.decode("latin-1")] = text.decode("utf-8", "replace") if isinstance(text, bytes) else ""
     owner, uid = job[OWNER], job[UID]
     assert isinstance(owner, bytes)  # noqa: S101  by JOB_FIELDS
     assert isinstance(uid, int)  # noqa: S101  by JOB_FIELDS
-    return JobFile(owner.decode("utf-8", "replace"), uid, requests, _slots(job[TASKS]))
+    return JobFile(owner.decode("utf-8", "replace"), uid, requests, _slots(job[TASKS]), texts)
 
 
 def _elements(value: object) -> "list[dict[int, object]]":

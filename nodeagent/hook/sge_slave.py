@@ -133,7 +133,7 @@ def _prepare(arguments: "Sequence[str]", place: str) -> "list[str]":
         if node.conf is not None and node.verdict is not None:
             units = (_take if task.is_slave else _of_the_job)(node, node.conf, node.verdict, task)
             if units:
-                pairs = sge.environment(node, node.conf, units, task.environ)
+                pairs = sge.environment(node, node.conf, units, task.environ, False)
         task.export(pairs)
     except Exception:
         _blind(place)
@@ -154,8 +154,8 @@ def _blind(place: str) -> None:
 def _of_the_job(node: Node, conf: HookConf, verdict: VerdictFile, task: Task) -> "list[UnitLine]":
     """Return what the prolog has locked: the job's master is on this host too."""
     cluster = conf.text("scheduler.sge.cell")
-    held = {u for u, owner in node.store.owners().items() if owner.is_job("sge", cluster, task.job, task.task)}
-    return [unit for unit in verdict.units if unit.unit in held]
+    owners = node.store.owners()
+    return prolog.lines_of(verdict, [u for u in owners if owners[u].is_job("sge", cluster, task.job, task.task)])
 
 
 def _take(node: Node, conf: HookConf, verdict: VerdictFile, task: Task) -> "list[UnitLine]":
@@ -179,7 +179,9 @@ def _take(node: Node, conf: HookConf, verdict: VerdictFile, task: Task) -> "list
     )
     owner.grant, first = task.grant()
     try:
-        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"))
+        units = prolog.take(
+            node, verdict, owner, count, conf.number("hooks.wait_for_units"), sge.model_of(conf, request)
+        )
     except UnitsUnavailable as error:
         node.event("slave_without_units", owner, why=str(error))
         return []

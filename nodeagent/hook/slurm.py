@@ -6,6 +6,7 @@ from nodeagent.errors import BadRequest
 from nodeagent.hook import emit, epilog, prolog
 from nodeagent.hook.boundary import guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
+from nodeagent.lock.occupancy import with_slots
 from nodeagent.lock.record import Owner
 from nodeagent.state.hook_conf import HookConf
 from nodeagent.state.verdict_file import FAILED, UnitLine
@@ -52,21 +53,22 @@ def _job_id(environ: "Mapping[str, str]") -> str:
 def units_of(node: Node, indices: "Sequence[int]") -> "tuple[list[UnitLine], list[int]]":
     """Return the units that GRES indices mean on this node, and the indices that mean none.
 
-    Index → device minor as `slurmd -G` said when hook.conf was compiled, minor → unit as the agent saw last.
+    Index → device files as `slurmd -G` said when hook.conf was compiled, files → unit as the agent saw last. A GPU that
+    Slurm shares out has as many slots as it has shards there, unless our own configuration gives it more.
     """
     assert node.conf is not None  # noqa: S101  the caller has looked
     lines = node.verdict.units if node.verdict is not None else ()
-    # Instances share their GPU's minor: Slurm's index of one cannot be told from its device file's number.
-    by_minor = {line.minor: line for line in lines if line.unit == line.gpu}
-    units = []
+    known = {(line.minor, tuple(sorted(line.caps))): line for line in lines if line.caps or line.unit == line.gpu}
+    units: dict[str, UnitLine] = {}
     unmapped = []
     for index in indices:
-        line = by_minor.get(node.conf.gres_minors.get(index, -2))
-        if line is None:
+        gres = node.conf.gres.get(index)
+        line = known.get((gres.minor, tuple(sorted(gres.caps)))) if gres is not None else None
+        if gres is None or line is None:
             unmapped.append(index)
-        else:
-            units.append(line)
-    return units, unmapped
+        elif line.unit not in units:
+            units[line.unit] = with_slots(line, max(gres.slots, line.slots))
+    return list(units.values()), unmapped
 
 
 @guarded("slurm prolog")
@@ -202,7 +204,11 @@ def _translate(node: Node, visible: str) -> str:
     if node.conf.text("scheduler.slurm.constrains_devices") != "no" or not visible.replace(",", "").isdigit():
         return visible
     units, unmapped = units_of(node, parse_indices(visible))
-    if unmapped or any(unit.index < 0 for unit in units):
+    if unmapped:
+        return visible
+    if any(unit.unit != unit.gpu for unit in units):  # CUDA knows an instance by its UUID only
+        return emit.visible_devices(node.conf, units)
+    if any(unit.index < 0 for unit in units):
         return visible
     if node.conf.text("hooks.cuda_visible_devices") == "uuid":
         return emit.visible_devices(node.conf, units)

@@ -3,8 +3,12 @@
 import os
 
 from nodeagent.errors import UnknownFormat
-from nodeagent.lock.unit import is_unit
+from nodeagent.lock.unit import device, is_unit
 from nodeagent.state.files import decode_pairs, encode_pairs, short
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HOLD = "hold"
 MAINTENANCE = "maintenance"
@@ -21,10 +25,11 @@ class Owner:
     scheduler's word for this run of the job: Slurm's restart count, Grid Engine's spool directory of it. `pid` with
     `pid_start` (clock ticks since boot, field 22 of /proc/PID/stat) is the process whose life the grant follows
     (`exec`), or the hook that wrote it. `since` is wall time in whole seconds, for people. `units` are all units of
-    the grant, so that one record tells what to roll back.
+    the grant, so that one record tells what to roll back. `gpus` are the GPUs that these units are, or are of, in the
+    same order: an instance may vanish before its lock does. Empty in a lock of an older release.
     """
 
-    __slots__ = (*_TEXTS, "since", "units")
+    __slots__ = (*_TEXTS, "gpus", "since", "units")
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Owner:
         boot_id: str = "",
         since: int = 0,
         units: "tuple[str, ...]" = (),
+        gpus: "tuple[str, ...]" = (),
     ) -> None:
         self.scheduler = scheduler
         self.cluster = cluster
@@ -57,6 +63,7 @@ class Owner:
         self.boot_id = boot_id
         self.since = since
         self.units = units
+        self.gpus = gpus
 
     def __str__(self) -> str:
         name = f"{self.job}.{self.task}" if self.task else self.job
@@ -71,10 +78,20 @@ class Owner:
             not cluster or self.cluster in ("", cluster)
         )
 
+    def gpu_of(self, unit: str) -> str:
+        """Return the GPU that a unit of the grant is, or is of; an instance's own name where nobody wrote its GPU."""
+        return dict(zip(self.units, self.gpus)).get(unit) or device(unit)
+
+    def with_units(self, gpus: "Mapping[str, str]") -> "Owner":
+        """Return the same owner of other units: unit → the GPU that it is, or is of."""
+        texts = {key: getattr(self, key) for key in _TEXTS}
+        return Owner(since=self.since, units=tuple(gpus), gpus=tuple(gpus.values()), **texts)
+
     def encode(self) -> str:
         """Return the text of the `owner` file."""
         pairs = [(key, short(str(getattr(self, key)))) for key in _TEXTS]
-        return encode_pairs([*pairs, ("since", str(self.since)), ("units", " ".join(self.units))])
+        lists = [("units", " ".join(self.units)), ("gpus", " ".join(self.gpus))]
+        return encode_pairs([*pairs, ("since", str(self.since)), *lists])
 
 
 def decode_owner(what: str, text: str) -> Owner:
@@ -89,6 +106,7 @@ def decode_owner(what: str, text: str) -> Owner:
         owner = Owner(
             since=int(pairs["since"]),
             units=tuple(pairs["units"].split()),
+            gpus=tuple(pairs.get("gpus", "").split()),
             **{key: pairs[key] for key in _TEXTS},
         )
     except (KeyError, ValueError) as error:

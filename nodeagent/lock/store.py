@@ -15,7 +15,7 @@ from nodeagent.state.files import Directory, decode_pairs, encode_pairs, make_di
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
 LOCK_FILE = "lock"
@@ -67,6 +67,11 @@ class Store:
 
     def __init__(self, state: Directory) -> None:
         self._state = state
+
+    @property
+    def state(self) -> Directory:
+        """The state directory that the locks are in."""
+        return self._state
 
     def exclusive(self, timeout: float = FLOCK_TIMEOUT) -> _Flock:
         """Return a context in which no other writer runs.
@@ -189,6 +194,48 @@ class Store:
             finally:
                 locks.close()
         return freed
+
+    def extend(self, grant: str, units: "Mapping[str, str]") -> "tuple[str, ...]":
+        """Add units (each with the GPU that it is, or is of) to a grant and return all that it holds then.
+
+        Nothing happens, and nothing is returned, if the grant is gone, or if a crash left only a part of it.
+
+        At each moment a unit that an owner of the grant names is locked by the grant: first a unit is locked, with an
+        owner that names those before it and itself, and when all are, the older owners are replaced.
+
+        Raises:
+            UnitHeld: another has one of them; those before it are added.
+            UnknownFormat: one of them cannot be a unit; nothing was added.
+            OSError: ENOSPC and the like; some may have been added. Called again it goes on from there.
+
+        """
+        for unit in units:
+            _check(unit)
+        held = {unit: owner for unit, owner in self.owners().items() if owner.grant == grant}
+        if not held or any(unit not in held for owner in held.values() for unit in owner.units):
+            return ()
+        model = max(held.values(), key=lambda owner: len(owner.units))
+        gpus = {unit: owner.gpu_of(unit) for owner in (model, *held.values()) for unit in owner.units}
+        locks = self._state.sub(LOCKS)
+        try:
+            for unit, gpu in units.items():
+                if unit not in held:
+                    owner = model.with_units({**gpus, unit: gpu})
+                    self._claim_one(locks, unit, grant, owner.encode())
+                    held[unit], gpus[unit] = owner, gpu
+            for unit, owner in held.items():
+                if set(owner.units) != set(gpus):
+                    self._replace_owner(locks, unit, owner.with_units(gpus))
+            return tuple(gpus)
+        finally:
+            locks.close()
+
+    def _replace_owner(self, locks: Directory, unit: str, owner: Owner) -> None:
+        lock = locks.sub(unit)
+        try:
+            lock.replace("owner", owner.encode())
+        finally:
+            lock.close()
 
     def retire(self, unit: str, facts: "Iterable[tuple[str, str]]") -> None:
         """Grant the unit no more, whoever holds it now; after this returns nothing is granted on it."""

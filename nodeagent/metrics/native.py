@@ -6,6 +6,7 @@ info series of its own (`gpu_job_info`), to be joined by `uuid`, so that a job's
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -92,6 +93,7 @@ def _families(snapshot: Snapshot | None, owners: Mapping[str, Owner], now: float
     yield _retired(snapshot)
     xids = [((uuid, str(xid)), count) for (uuid, xid), count in sorted(snapshot.counters.xids.items())]
     yield _counter("gpu_xid_errors", "XIDs that the driver reported, repeats included.", ("uuid", "xid"), xids)
+    yield from _use(snapshot, owners)
     yield _job_info(snapshot, owners)
 
 
@@ -164,10 +166,24 @@ def _retired(snapshot: Snapshot) -> Metric:
     return _labelled("gpu_retired", "1 if the unit is granted no more.", ("uuid",), rows)
 
 
+def _use(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
+    parents = _parents(snapshot)
+    held = Counter(gpu_of(unit, owner, parents) for unit, owner in owners.items())
+    slots = [((unit.uuid,), snapshot.slots.get(unit.uuid, 1)) for unit in snapshot.verdict.units]
+    text = "How many jobs may have the GPU at a time: its shares or instances, else 1."
+    yield _labelled("gpu_slots", text, ("uuid",), slots)
+    used = [((unit.uuid,), held[unit.uuid]) for unit in snapshot.verdict.units]
+    yield _labelled("gpu_slots_held", "How many of them, or of those it had before, have an owner.", ("uuid",), used)
+
+
+def _parents(snapshot: Snapshot) -> dict[str, str]:
+    return {mig.uuid: gpu.uuid for gpu in snapshot.facts.gpus for mig in gpu.mig}
+
+
 def _job_info(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Metric:
-    parents = {mig.uuid: gpu.uuid for gpu in snapshot.facts.gpus for mig in gpu.mig}
+    parents = _parents(snapshot)
     rows = {
-        (gpu_of(unit, parents), owner.scheduler, owner.job, owner.task, owner.user)
+        (gpu_of(unit, owner, parents), owner.scheduler, owner.job, owner.task, owner.user)
         for unit, owner in owners.items()
         if owner.scheduler not in NOT_JOBS
     }
@@ -175,10 +191,9 @@ def _job_info(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Metric:
     return _labelled("gpu_job_info", text, JOB_LABELS, [(row, 1) for row in sorted(rows)])
 
 
-def gpu_of(unit: str, parents: Mapping[str, str]) -> str:
-    """Return the UUID of the GPU that a unit is, or is a share or (by `parents`, if known there) an instance of."""
-    whole = unit.partition("@")[0]
-    return parents.get(whole, whole)
+def gpu_of(unit: str, owner: Owner, parents: Mapping[str, str]) -> str:
+    """Return the UUID of the GPU that a unit is, or is a share or (by `parents` or its owner) an instance of."""
+    return parents.get(unit) or owner.gpu_of(unit)
 
 
 def _number(value: int) -> str:

@@ -45,7 +45,7 @@ def _holders(snapshot: Snapshot, owners: Mapping[str, Owner]) -> dict[str, list[
     parents = {mig.uuid: gpu.uuid for gpu in snapshot.facts.gpus for mig in gpu.mig}
     holders: dict[str, list[str]] = {}
     for unit, owner in sorted(owners.items()):
-        named = holders.setdefault(gpu_of(unit, parents), [])
+        named = holders.setdefault(gpu_of(unit, owner, parents), [])
         if str(owner) not in named:
             named.append(str(owner))
     return holders

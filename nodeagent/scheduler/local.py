@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.state.hook_conf import Gres
 
 
 class LocalScheduler:
@@ -20,6 +21,10 @@ class LocalScheduler:
     def node_state(self) -> NodeState:
         """See Scheduler."""
         return NodeState(bool(self._reason), self._reason)
+
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
 
     def fleet(self) -> Fleet:
         """See Scheduler."""
@@ -43,6 +48,6 @@ class LocalScheduler:
         """See Scheduler: an `exec` ends with its process, which the locks know themselves."""
         return {}
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         """See Scheduler."""
         return {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nodeagent.lock.record import Owner
+from nodeagent.state.hook_conf import Gres
 
 REASON_PREFIX = "gpu-nodeagent/1: "
 
@@ -45,6 +46,14 @@ class Scheduler(Protocol):
     def node_state(self) -> NodeState:
         """Return whether this node takes jobs."""
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """Return the GRES indices that Slurm gave this job on this node; None where it has none here now, or others.
+
+        Raises:
+            AmbiguousAnswer: a user's text in the answer looks like the answer itself.
+
+        """
+
     def fleet(self) -> Fleet:
         """Count the nodes that share this node's limit."""
 
@@ -63,5 +72,5 @@ class Scheduler(Protocol):
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         """Return grant → evidence, of those jobs of this scheduler that are surely over on this node."""
 
-    def gres_minors(self) -> dict[int, int]:
-        """Return Slurm's GRES index -> device minor map; empty for others."""
+    def gres(self) -> dict[int, Gres]:
+        """Return what Slurm's GRES indices mean on this node; empty for others."""

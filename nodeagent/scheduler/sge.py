@@ -9,6 +9,7 @@ from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.state.hook_conf import Gres
 
 _RUN = "/active_jobs/"
 
@@ -56,6 +57,10 @@ class SgeScheduler:
         """See Scheduler: drained when no queue instance of the host is enabled. No reason is kept for that."""
         return NodeState(not self._open(), None)
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler."""
+        return None
+
     def fleet(self) -> Fleet:
         """See Scheduler: every host with a disabled queue counts as ours, as Grid Engine does not say whose it is."""
         return Fleet(len(_hosts(self._queues())), len(_hosts(self._queues("-qs", "d"))))
@@ -93,7 +98,7 @@ class SgeScheduler:
             if run.rpartition("/")[2] not in listed[run.rpartition("/")[0]]
         }
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         """See Scheduler."""
         return {}
 

@@ -12,6 +12,8 @@ from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+from nodeagent.scheduler.slurm_job import granted_indices
+from nodeagent.state.hook_conf import Gres
 
 _MARK = "@@"
 _FINAL = (
@@ -20,6 +22,9 @@ _FINAL = (
 )
 _OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
+_SHARED = ("shard", "mps")
+_CAPS = "/nvidia-caps/"
+_TYPE = re.compile(r"Gres Name=(\S+) Type=(\S+)")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
 
@@ -37,6 +42,7 @@ class SlurmScheduler:
         self._timeout = config.scheduler.command_timeout
         self._node = node
         self._runner = runner
+        self._slurmd_said = ""
 
     def _run(self, *argv: str, complaints: bool = False) -> str:
         environment = {"SLURM_CONF": self._conf} if self._conf else {}
@@ -71,10 +77,18 @@ class SlurmScheduler:
         """See Scheduler."""
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""
-        said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
-        return parse_gres(said, self._gres)
+        return parse_gres(self._slurmd_says(), self._gres)
+
+    def typed_gres(self) -> bool:
+        """Say whether this node's GRES are of several types: then a prolog is told of one type only."""
+        return len({kind for name, kind in _TYPE.findall(self._slurmd_says()) if name == self._gres}) > 1
+
+    def _slurmd_says(self) -> str:
+        if not self._slurmd_said:
+            self._slurmd_said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
+        return self._slurmd_said
 
     asks_to_know_ends = True
 
@@ -94,6 +108,18 @@ class SlurmScheduler:
             if states.get(owner.job, "unknown") in _FINAL
         }
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        """See Scheduler: from the controller, for a prolog sees one type only of a job's typed GRES."""
+        if owner.scheduler != self.name:
+            return None
+        try:
+            said = self._run(f"{self._bin}/scontrol", "-d", "show", "job", owner.job)
+        except CommandFailed as error:
+            if "Invalid job id" in str(error):  # ended long ago: the controller works, and knows nothing of it
+                return None
+            raise
+        return granted_indices(said, self._gres, self._node)
+
     def constrains_devices(self) -> bool:
         """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""
         said = self._run(f"{self._bin}/scontrol", "show", "config")
@@ -108,24 +134,42 @@ def _records(said: str, columns: int) -> Iterator[tuple[str, ...]]:
             yield tuple(fields)
 
 
-def parse_gres(said: str, name: str) -> dict[int, int]:
-    """Return GRES index -> device minor from the lines of `slurmd -G`.
+def parse_gres(said: str, name: str) -> dict[int, Gres]:
+    """Return what each GRES index means, from the lines of `slurmd -G`.
 
     Indices run over the records in their order, a record without File takes its count of them. The minor is the
     device file's own (so a renamed node is right too) or, where it cannot be read, the number at the end of its name.
+    `MultipleFiles` of a MIG instance come as its GPU's file and then those in nvidia-caps, all of one index. Shards
+    and MPS say how many jobs may have the GPU of that file.
     """
-    minors: dict[int, int] = {}
+    found: dict[int, Gres] = {}
+    slots: dict[int, int] = {}
     index = 0
-    for found, count, files in _GRES.findall(said):
-        if found != name:
-            continue
+    for kind, count, files in _GRES.findall(said):
         paths = list(_expand(files)) if files and files != "(null)" else []
-        for at, path in enumerate(paths):
-            minor = _minor(path)
-            if minor is not None:
-                minors[index + at] = minor
-        index += max(int(count), len(paths))
-    return minors
+        if kind in _SHARED:
+            for minor in map(_minor, paths):
+                if minor is not None:
+                    slots[minor] = max(slots.get(minor, 1), -(-int(count) // len(paths)))
+        elif kind == name:
+            index = _add_record(found, index, int(count), paths)
+    return {at: Gres(gres.minor, gres.caps, slots.get(gres.minor, 1)) for at, gres in found.items()}
+
+
+def _add_record(found: dict[int, Gres], index: int, count: int, paths: list[str]) -> int:
+    """Take up a record whose first index is `index`; return the next record's."""
+    devices = 0
+    for path in paths:
+        minor = _minor(path)
+        if _CAPS in path:
+            last = found.get(index + devices - 1)
+            if last is not None and minor is not None:
+                last.caps += (minor,)
+            continue
+        if minor is not None:
+            found[index + devices] = Gres(minor)
+        devices += 1
+    return index if paths and not devices else index + max(count, devices)
 
 
 def _expand(files: str) -> Iterator[str]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 HOOK_CONF = "hook.conf"
 DEFAULT_CONFIG = "/etc/gpu-nodeagent/config.yaml"
 DEFAULT_STATE_DIR = "/run/gpu-nodeagent"
+TYPED_GRES = "scheduler.slurm.typed_gres"
+"""Learned, not set: `yes` where slurmd names several types of the GRES, so that its prologs see a part of a job's."""
 
 
 class Source:
@@ -34,20 +36,35 @@ class Source:
         return (status.st_mtime_ns, status.st_size) != (self.mtime_ns, self.size)
 
 
-class HookConf:
-    """Settings by their dotted names as texts, the sources, and Slurm's GRES index -> device minor map."""
+class Gres:
+    """What Slurm means by one GRES index: a GPU by its device `minor`, or an instance of it by its `caps` too.
 
-    __slots__ = ("gres_minors", "settings", "sources")
+    `caps` are the minors of the instance's files /dev/nvidia-caps/nvidia-capN; `slots` is how many jobs may have the
+    GPU at a time, by its shards or its MPS.
+    """
+
+    __slots__ = ("caps", "minor", "slots")
+
+    def __init__(self, minor: int, caps: "tuple[int, ...]" = (), slots: int = 1) -> None:
+        self.minor = minor
+        self.caps = caps
+        self.slots = slots
+
+
+class HookConf:
+    """Settings by their dotted names as texts, the sources, and what Slurm's GRES indices mean."""
+
+    __slots__ = ("gres", "settings", "sources")
 
     def __init__(
         self,
         settings: "Mapping[str, str]",
         sources: "tuple[Source, ...]" = (),
-        gres_minors: "Mapping[int, int] | None" = None,
+        gres: "Mapping[int, Gres] | None" = None,
     ) -> None:
         self.settings = dict(settings)
         self.sources = sources
-        self.gres_minors = dict(gres_minors or {})
+        self.gres = dict(gres or {})
 
     def text(self, key: str) -> str:
         """Return a setting.
@@ -75,7 +92,8 @@ class HookConf:
     def encode(self) -> str:
         """Return the file's text."""
         lines = ["\t".join(("source", str(s.mtime_ns), str(s.size), s.sha256, escape(s.path))) for s in self.sources]
-        lines += [f"gres\t{index}\t{minor}" for index, minor in sorted(self.gres_minors.items())]
+        for index, means in sorted(self.gres.items()):
+            lines.append(f"gres\t{index}\t{means.minor}\t{means.slots}\t{','.join(map(str, means.caps))}")
         return encode_pairs(sorted(self.settings.items())) + "".join(f"{line}\n" for line in lines)
 
 
@@ -96,8 +114,9 @@ def decode_hook_conf(what: str, text: str) -> HookConf:
                 mtime_ns, size, sha256, path = fields
                 sources.append(Source(unescape(path), int(mtime_ns), int(size), sha256))
             elif word == "gres":
-                index, minor = fields
-                gres[int(index)] = int(minor)
+                # An older release says only index and minor.
+                index, minor, slots, caps = (fields + ["1", ""][max(0, len(fields) - 2) :])[:4]
+                gres[int(index)] = Gres(int(minor), tuple(map(int, caps.split(","))) if caps else (), int(slots))
             else:
                 key, _, value = line.partition("=")
                 settings[key] = unescape(value)

@@ -39,6 +39,18 @@ def all_pids(proc: str) -> "list[int]":
     return [int(name) for name in os.listdir(proc) if name.isascii() and name.isdigit()]
 
 
+def named(proc: str, name: str) -> "list[int]":
+    """Return the processes whose program has this name (of which the kernel keeps 15 characters)."""
+    found = []
+    for pid in all_pids(proc):
+        try:
+            if read_start(f"{proc}/{pid}/comm").strip() == name.encode()[:15]:
+                found.append(pid)
+        except OSError:
+            continue
+    return sorted(found)
+
+
 def device_number(path: str) -> int:
     """Return the device number of a device file; -1 where there is none."""
     try:
@@ -84,6 +96,15 @@ def owner_uid(proc: str, pid: int) -> int:
         return os.stat(f"{proc}/{pid}").st_uid
     except OSError:
         return -1
+
+
+def parent(proc: str, pid: int) -> int:
+    """Return the process that started it, or has adopted it; 0 if it is gone, or has none."""
+    try:
+        fields = read_start(f"{proc}/{pid}/stat").rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[1]) if len(fields) > 1 else 0
 
 
 def group_ids(proc: str, pid: int) -> "set[int]":

@@ -13,10 +13,16 @@ class UnitLine:
     """One unit: identity, place and state. `index` and `minor` are -1 where NVML gave none, `numa` likewise.
 
     `links` holds, for each unit in the file's order, the quality of the connection to it (0 for itself). `gpu` is the
-    UUID of the GPU that the unit is, or is an instance of.
+    UUID of the GPU that the unit is, or is an instance of. `caps` are the minors of an instance's device files
+    /dev/nvidia-caps/nvidia-capN; empty for a GPU, and where they are not known. `slots` is how many jobs may share the
+    unit at a time: with more than one, `GPU-…@0` to `GPU-…@(slots - 1)` are locked in its place (lock/occupancy.py).
+    `memory` is its size in bytes, 0 where that is not known.
     """
 
-    __slots__ = ("bus_id", "gpu", "index", "links", "minor", "model", "numa", "state", "unit", "why")
+    __slots__ = (
+        *("bus_id", "caps", "gpu", "index", "links", "memory", "minor", "model", "numa", "slots", "state"),
+        *("unit", "why"),
+    )
 
     def __init__(
         self,
@@ -30,8 +36,14 @@ class UnitLine:
         state: str,
         why: str = "",
         gpu: str = "",
+        caps: "tuple[int, ...]" = (),
+        slots: int = 1,
+        memory: int = 0,
     ) -> None:
         self.gpu = gpu or unit
+        self.caps = caps
+        self.slots = slots
+        self.memory = memory
         self.unit = unit
         self.index = index
         self.minor = minor
@@ -41,6 +53,13 @@ class UnitLine:
         self.links = links
         self.state = state
         self.why = why
+
+    def copy(self) -> "UnitLine":
+        """Return another line that says the same."""
+        other = UnitLine.__new__(UnitLine)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
 
 
 class VerdictFile:
@@ -102,6 +121,9 @@ class VerdictFile:
                     line.state,
                     escape(short(line.why)),
                     line.gpu,
+                    ",".join(map(str, line.caps)),
+                    str(line.slots),
+                    str(line.memory),
                 )
             )
             for line in self.units
@@ -128,12 +150,10 @@ def decode_verdict(what: str, text: str) -> VerdictFile:
             unit, index, minor, bus_id, model, numa, links, state, why, gpu = fields[:_COLUMNS]
             if state not in STATES:
                 raise UnknownFormat(what, line)
-            weights = tuple(map(int, links.split(","))) if links else ()
-            units.append(
-                UnitLine(
-                    unit, int(index), int(minor), bus_id, unescape(model), int(numa), weights, state, unescape(why), gpu
-                )
-            )
+            place = (unit, int(index), int(minor), bus_id, unescape(model), int(numa), _numbers(links))
+            # These came later: a line of an older release ends before one of them.
+            caps, slots, memory = (fields[_COLUMNS:] + ["", "1", "0"][len(fields) - _COLUMNS :])[:3]
+            units.append(UnitLine(*place, state, unescape(why), gpu, _numbers(caps), int(slots), int(memory)))
         return VerdictFile(
             pairs["boot_id"],
             float(pairs["monotonic"]),
@@ -147,6 +167,10 @@ def decode_verdict(what: str, text: str) -> VerdictFile:
         )
     except (KeyError, ValueError) as error:
         raise UnknownFormat(what, str(error)) from error
+
+
+def _numbers(text: str) -> "tuple[int, ...]":
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 def read_verdict(state: Directory) -> VerdictFile:

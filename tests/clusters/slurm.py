@@ -49,8 +49,9 @@ class SlurmCluster(Cluster):
 
     Each node gets `gpus` character devices `dev-NODE/nvidia0…` and offers them as GRES `gpu`. Hooks (keys of
     `HOOKS`) are paths: slurm.conf takes no arguments for them. `extra_conf` is appended to slurm.conf; `gres`
-    and `gres_conf` replace the plain GRES definition. With `cgroups` the steps are tracked and their devices
-    constrained by cgroup v1: one such cluster at a time.
+    and `gres_conf` replace the plain GRES definition (`gres` may differ by node); for `node_words` and
+    `partition_words` see SlurmConf. With `cgroups` the steps are tracked and their devices constrained by cgroup v1:
+    one such cluster at a time.
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class SlurmCluster(Cluster):
         *,
         cluster: str = "lab",
         cpus: int = 8,
-        gres: str | None = None,
+        gres: str | Mapping[str, str] | None = None,
         gres_conf: str | None = None,
         cgroups: bool = False,
+        node_words: Mapping[str, str] | None = None,
+        partition_words: str = "",
         **hooks: Hook,
     ) -> None:
         super().__init__(directory)
@@ -87,6 +90,8 @@ class SlurmCluster(Cluster):
             cgroups=cgroups,
             extra=extra_conf,
             hooks=checked_hooks({**named, **hooks}),
+            node_words=node_words or {},
+            partition_words=partition_words,
         )
         self._controller: Daemon | None = None
         self._slurmd: dict[str, Daemon] = {}

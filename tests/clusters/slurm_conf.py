@@ -85,19 +85,25 @@ def checked_hooks(hooks: Mapping[str, Hook]) -> dict[str, Hook]:
 
 @dataclass
 class SlurmConf:
-    """What the configuration files of one cluster say. `ports` are the controller's and then one a node."""
+    """What the configuration files of one cluster say.
+
+    `ports` are the controller's and then one a node. `gres` is what each node offers, or what each of them does by its
+    name. `node_words` are added to the lines of nodes, by their names, and `partition_words` to the partition's.
+    """
 
     directory: Path
     nodes: Sequence[str]
     gpus: int
     cluster: str
     cpus: int
-    gres: str
+    gres: str | Mapping[str, str]
     gres_text: str | None
     cgroups: bool
     extra: str
     hooks: dict[str, Hook] = field(default_factory=dict)
     ports: list[int] = field(default_factory=list)
+    node_words: Mapping[str, str] = field(default_factory=dict)
+    partition_words: str = ""
 
     def write(self) -> None:
         """Write slurm.conf, gres.conf and cgroup.conf, each replaced at once."""
@@ -115,12 +121,16 @@ class SlurmConf:
         )
         text += WITH_CGROUPS if self.cgroups else WITHOUT_CGROUPS
         text += "".join(f"{HOOKS[name]}={path}\n" for name, path in self.hooks.items() if path is not None)
-        text += "GresTypes=gpu\n" if self.gres else ""
-        gres = f" Gres={self.gres}" if self.gres else ""
-        text += f"NodeName=DEFAULT CPUs={self.cpus} RealMemory=1000 State=UNKNOWN{gres}\n"
+        offers = {node: self.gres if isinstance(self.gres, str) else self.gres[node] for node in self.nodes}
+        kinds = {one.partition(":")[0] for offer in offers.values() for one in offer.split(",") if one}
+        text += f"GresTypes={','.join(sorted(kinds))}\n" if kinds else ""
+        text += f"NodeName=DEFAULT CPUs={self.cpus} RealMemory=1000 State=UNKNOWN\n"
         for node, port in zip(self.nodes, self.ports[1:]):
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}\n"
-        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP\n"
+            gres = f" Gres={offers[node]}" if offers[node] else ""
+            words = self.node_words.get(node, "")
+            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}{gres} {words}\n"
+        text += f"PartitionName=main Nodes={','.join(self.nodes)} Default=YES MaxTime=INFINITE State=UP"
+        text += f" {self.partition_words}\n"
         return text + self.extra
 
     def gres_lines(self) -> str:

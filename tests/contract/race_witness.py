@@ -134,6 +134,10 @@ class Proof:
             if scheduler != HOLD and not self._retired.isdisjoint((unit, gpu)):
                 self.wrong.append(f"{unit} granted although it is retired")
             self._holder[unit] = grant
+        shares = [self._gpu_of[unit] for unit in units if "@" in unit]
+        if len(set(shares)) < len(shares):
+            self.wrong.append(f"{grant} has two shares of one GPU")
+        self.count["shares granted"] += len(shares)
         self._units[grant] = units
         self.count["granted"] += len(units)
 

@@ -68,7 +68,9 @@ class FakeWorld:
         return self.source.gpus[slot].uuid
 
     def make_mig(self, slot: int) -> None:
-        instances = tuple(MigInstance(f"MIG-{gi}", gi, 0, 40 << 30, 0, "3g.40gb") for gi in (1, 2))
+        instances = tuple(
+            MigInstance(f"MIG-{gi}", gi, 0, 40 << 30, 0, "3g.40gb", (3 + 9 * gi, 4 + 9 * gi)) for gi in (1, 2)
+        )
         self.source.set(slot, mig_enabled=True, mig=instances, utilization=None)
 
     def without(self, slot: int) -> None:
@@ -116,6 +118,7 @@ class SimWorld:
 
     def make_mig(self, slot: int) -> None:
         self.scenario.mig(slot, ["3g.40gb", "3g.40gb"])
+        fake_roots(self.home / "roots", self.scenario)
 
     def without(self, slot: int) -> None:
         self.scenario.set(
@@ -337,6 +340,8 @@ def test_mig_instances_are_listed(world: World) -> None:
     assert len({(instance.gpu_instance, instance.compute_instance) for instance in gpu.mig}) == 2
     assert all(instance.uuid.startswith("MIG-") and instance.memory_total for instance in gpu.mig)
     assert gpu.utilization is None
+    caps = [cap for instance in gpu.mig for cap in instance.caps]
+    assert len(set(caps)) == len(caps) == 4
     assert of(world, facts, 4).mig_enabled is False
 
 

@@ -32,23 +32,25 @@ LAYERS: dict[str, set[str]] = {
     "link": set(),
     "state": {"errors"},
     "lock": {"errors", "state"},
-    "hook": {"errors", "lock", "state"},
-    "config": {"errors", "state"},
-    "scheduler": {"config", "errors", "lock"},
+    "isolation": {"errors", "lock", "state"},
+    "doctor": {"config", "errors", "isolation"},
+    "hook": {"errors", "isolation", "lock", "state"},
+    "config": {"errors", "lock", "state"},
+    "scheduler": {"config", "errors", "lock", "state"},
     "drivers": {"config", "errors", "scheduler"},
-    "discover": {"config", "errors", "scheduler", "state"},
+    "discover": {"config", "errors", "gpu", "scheduler", "state"},
     "gpu": {"clock", "config", "state"},
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "scheduler", "state"},
     "snapshot": {"gpu", "health"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
-        *("clock", "config", "drivers", "errors", "gpu", "health"),
+        *("clock", "config", "drivers", "errors", "gpu", "health", "isolation"),
         *("lock", "policy", "report", "scheduler", "snapshot", "state"),
     },
     "report": {"health", "lock", "snapshot", "state"},
     "cli": {
-        *("agent", "clock", "config", "discover", "drivers", "errors", "gpu", "health", "hook"),
+        *("agent", "clock", "config", "discover", "doctor", "drivers", "errors", "gpu", "health", "hook", "isolation"),
         *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
@@ -61,6 +63,9 @@ EXCEPTIONS = {
     # an abnormal row of the outcome table runs a scheduler's command: imported there, in the function
     ("nodeagent.hook.slurm", "nodeagent.scheduler.command"),
     ("nodeagent.hook.sge", "nodeagent.scheduler.command"),
+    # what a GRES index means must not be said twice: the agent adds to a grant what the hook could not see
+    ("nodeagent.agent.completer", "nodeagent.hook.node"),
+    ("nodeagent.agent.completer", "nodeagent.hook.slurm"),
 }
 
 # The only modules that may import it (a trailing dot: everything below that package).
@@ -72,15 +77,16 @@ DOORS = {
     "systemd": {"nodeagent.agent.journal", "nodeagent.agent.notify"},
     "elftools": {"nodeagent.drivers."},
     "subprocess": {"nodeagent.scheduler.command", "nodeagent.gpu.probe_worker"},
-    "ctypes": {"nodeagent.gpu.nvml", "nodeagent.gpu.worker"},
+    "ctypes": {"nodeagent.gpu.nvml", "nodeagent.gpu.worker", "nodeagent.isolation.cgroup_v2"},
     "argparse": {"nodeagent.cli."},
     "sqlite3": {"nodeagent.history."},
 }
 THIRD_PARTY = {"pynvml", "yaml", "prometheus_client", "structlog", "systemd", "elftools"}
 
 LEAN_STANDARD = {"os", "sys", "fcntl", "errno", "time"}
+# ctypes: bpf(2) has no other door, and cgroup v2 isolation no other way
 # _signal: part of the interpreter, for the one hook that becomes another program; `signal` costs 4 ms
-LEAN_ON_DEMAND = {"_signal", "syslog", "xml.etree", "nodeagent.scheduler.command"}
+LEAN_ON_DEMAND = {"_signal", "syslog", "xml.etree", "ctypes", "nodeagent.scheduler.command"}
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,9 @@ def with_parents(module: str) -> set[str]:
 
 
 def lean_modules() -> set[str]:
-    """Return all of ours that a hook imports when it starts."""
+    """Return all of ours that a hook imports when it starts, and what it imports on demand to confine a job."""
     found: set[str] = set()
-    waiting = {name for name in modules() if name.startswith("nodeagent.hook")}
+    waiting = {name for name in modules() if name.startswith(("nodeagent.hook", "nodeagent.isolation"))}
     while waiting:
         module = waiting.pop()
         found.add(module)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.agent.reconciler import Reconciler
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import GpuFacts, NodeFacts
 from nodeagent.lock.record import HOLD
 from nodeagent.state.boot import boot_id
 from nodeagent.state.verdict_file import OK, UnitLine
@@ -28,17 +28,18 @@ from tests.support import LaidOutNode, uuid
 OPERATIONS = int(os.environ.get("GPU_NODEAGENT_RACE_OPERATIONS", "100000"))
 WORKERS = int(os.environ.get("GPU_NODEAGENT_RACE_WORKERS", "64"))
 SEED = int(os.environ.get("GPU_NODEAGENT_RACE_SEED", "3"))
-WHOLE, INSTANCES = 8, 3
+WHOLE, INSTANCES, SHARES = 8, 3, 3
+SHARED = uuid(WHOLE - 1)
 KILL_EVERY = 0.25
 SECONDS = 120 + OPERATIONS / 500
 
 
 def units() -> tuple[UnitLine, ...]:
-    """Return eight whole GPUs and three instances of a ninth."""
+    """Return seven whole GPUs, one that three jobs share, and three instances of a ninth."""
     names = [(uuid(i), uuid(i)) for i in range(WHOLE)] + [(f"MIG-{i}", uuid(WHOLE)) for i in range(INSTANCES)]
     links = (1,) * len(names)
     return tuple(
-        UnitLine(unit, at, at, f"0000:{at:02x}:00.0", "H100", 0, links, OK, "", gpu)
+        UnitLine(unit, at, at, f"0000:{at:02x}:00.0", "H100", 0, links, OK, "", gpu, (), SHARES if gpu == SHARED else 1)
         for at, (unit, gpu) in enumerate(names)
     )
 
@@ -106,8 +107,9 @@ class Race:
         """What an agent does in two cycles, and an administrator with the holds of people who are gone."""
         store = WitnessedStore(node.state, self.log)
         reconciler = Reconciler(store, EndedWithTheirProcess(), Journal(self.log))
+        idle = tuple(GpuFacts(gpu) for gpu in {unit.gpu for unit in units()})
         for _ in range(2):
-            reconciler.run(NodeFacts(boot_id=boot_id("/proc"), monotonic=time.monotonic()), {})
+            reconciler.run(NodeFacts(boot_id=boot_id("/proc"), monotonic=time.monotonic(), gpus=idle), {})
         with store.exclusive():
             for owner in store.owners().values():
                 if owner.scheduler == HOLD:
@@ -136,7 +138,8 @@ def test_no_unit_is_granted_twice_and_none_is_lost(place: Path) -> None:
     race.run()
     took = time.monotonic() - began
     race.clean_up(node)
-    proof = Proof({unit.unit: unit.gpu for unit in units()})
+    shares = {f"{SHARED}@{k}": SHARED for k in range(SHARES)}
+    proof = Proof({unit.unit: unit.gpu for unit in units()} | shares)
     proof.read(logs)
     print(f"{race.shared.total()} operations by {WORKERS} processes in {took:.1f} s: {dict(proof.count)}")
 
@@ -147,6 +150,7 @@ def test_no_unit_is_granted_twice_and_none_is_lost(place: Path) -> None:
     assert os.listdir(node.state_dir / "locks") == []
     # what the proof is worth: enough happened, and enough of it in the middle of something
     assert proof.count["granted"] > OPERATIONS / 20
+    assert proof.count["shares granted"] > OPERATIONS / 1000
     assert proof.count["killed"] > OPERATIONS / 2000
     assert proof.count["grants of the dead freed"] > OPERATIONS / 10000
     assert proof.count["swept"] > OPERATIONS / 20000

@@ -844,6 +844,8 @@ def test_fake_roots_agree_with_the_scenario(make: Callable[..., Scenario], tmp_p
     )
     access = minors[f"gpu3/gi{instance.gi}/access"]
     assert (roots["dev"] / f"nvidia-caps/nvidia-cap{access}").exists()
+    capability = roots["proc"] / f"driver/nvidia/capabilities/gpu3/mig/gi{instance.gi}/access"
+    assert capability.read_text().startswith(f"DeviceFileMinor: {access}\n")
     _assert_device(roots["dev"] / "nvidia3", (195, 3))
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nodeagent.isolation.cgroup import PREFIX, directory_of
 from tests.clusters.process import open_directory
-from tests.integration.support import install_tree, require, variables
+from tests.contract.isolation_scene import CONTROLLER, NUMBERS, VERSIONS, make_node
+from tests.integration.support import install_tree, require, unavailable, variables
 from tests.simulated_node import ROOT, SimulatedNode, running, until
 
 
@@ -105,6 +107,28 @@ def test_the_commands_own_status_is_passed_on(node: SimulatedNode) -> None:
     assert json.loads(node.ask("locks", "--json"))["locks"] == []
 
 
+def test_commands_share_where_they_may_and_see_the_gpu(directory: Path) -> None:
+    (directory / "shared").mkdir(mode=0o755)
+    settings = "sharing: {slots: 2, mps: {enabled: true}}\n"
+    node = SimulatedNode(directory / "shared", gpus=1, settings=settings, model="A100-80GB")
+    script = "echo $CUDA_VISIBLE_DEVICES $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE $CUDA_MPS_PINNED_DEVICE_MEM_LIMIT; read x"
+    argv = node.argv("exec", "--model", "a100", "--", "sh", "-c", script)
+    two = [
+        subprocess.Popen(argv, env=node.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in two:
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == [node.scenario.uuid(0), "50", "0=40960M"]
+    locks = json.loads(node.ask("locks", "--json"))["locks"]
+    assert [lock["unit"] for lock in locks] == [f"{node.scenario.uuid(0)}@{k}" for k in (0, 1)]
+    assert node.call("exec", "--", "true").returncode == 69
+    for process in two:
+        process.communicate("\n")
+        assert process.returncode == 0
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+
+
 def test_a_signal_reaches_the_command_and_the_lock_goes(node: SimulatedNode) -> None:
     with Job(node, "job", 1) as job:
         job.process.send_signal(signal.SIGTERM)
@@ -126,6 +150,8 @@ def test_a_lock_lives_as_long_as_its_command_whoever_waits_for_it(node: Simulate
     ("words", "status", "said"),
     [
         (["exec", "-n", "5", "--", "true"], 69, "5 GPUs asked for; this node has 4"),
+        (["exec", "-n", "3", "--model", "V100", "--", "true"], 69, "3 GPUs of model V100 asked for; this node has 0"),
+        (["exec", "--model", "[AH]100", "--", "true"], 64, "--model: '[AH]100' is not a word"),
         (["exec", "-n", "0", "--", "true"], 64, "-n: '0' is not 1 or more"),
         (["exec", "-n", "x", "--", "true"], 64, "invalid int value"),
         (["exec", "-n", "1"], 64, "command"),
@@ -238,3 +264,102 @@ def test_the_demonstration(tmp_path: Path) -> None:
     for words in ("job-1: exec -n 2 got GPUs 0,1", "XID 79", "retired", "job-3: exec -n 3 got GPUs 4,5,6", "/metrics"):
         assert words in done.stdout
     assert "nothing is locked" in done.stdout
+
+
+# -- isolation --------------------------------------------------------------------------------------------------------
+
+TRIES = (
+    "import errno, os, sys\n"
+    "for path in sys.argv[1:]:\n"
+    "    try:\n"
+    "        os.close(os.open(path, os.O_RDWR))\n"
+    "        print('opens')\n"
+    "    except OSError as error:\n"
+    "        print(errno.errorcode[error.errno])\n"
+)
+
+
+def isolated(directory: Path, setting: str) -> SimulatedNode:
+    node = SimulatedNode(directory, gpus=4, settings=f"isolation: {setting}\n")
+    for index, (major, minor) in enumerate(NUMBERS):  # an NVIDIA device file opens only where there is a driver
+        make_node(node.roots["dev"] / f"nvidia{index}", major, minor)
+    return node
+
+
+def opened(node: SimulatedNode, *before: str) -> subprocess.CompletedProcess[str]:
+    devices = [str(node.roots["dev"] / f"nvidia{index}") for index in range(4)]
+    return node.call("exec", "-n", "2", "--", *before, sys.executable, "-ISc", TRIES, *devices)
+
+
+def confinements(node: SimulatedNode, method: str) -> list[str]:
+    """Return what is left of confinements: records, and cgroups below this process's own."""
+    records = node.state_dir / "isolation"
+    above = directory_of("/proc", os.getpid(), CONTROLLER[method])
+    grants = os.listdir(records) if records.exists() else []
+    return grants + [name for name in os.listdir(above) if name.startswith(PREFIX)]
+
+
+@pytest.mark.parametrize("method", VERSIONS)
+def test_a_command_of_roots_opens_its_own_gpus_and_no_other(directory: Path, method: str) -> None:
+    if os.geteuid() != 0 or not directory_of("/proc", os.getpid(), CONTROLLER[method]):
+        unavailable(f"wants root and {method}")
+    node = isolated(directory, method)
+    before = confinements(node, method)
+    done = opened(node)
+    assert done.stdout.split() == ["opens", "opens", "EPERM", "EPERM"], done.stderr
+    shown = node.call("exec", "-n", "1", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES").stdout
+    assert shown.startswith("GPU-")
+    assert confinements(node, method) == before
+    with node.agent():
+        assert opened(node).stdout.split() == ["opens", "opens", "EPERM", "EPERM"]
+    assert confinements(node, method) == before
+
+
+@pytest.mark.parametrize("method", VERSIONS)
+def test_what_an_exec_that_was_killed_has_left_is_removed_by_the_next(directory: Path, method: str) -> None:
+    if os.geteuid() != 0 or not directory_of("/proc", os.getpid(), CONTROLLER[method]):
+        unavailable(f"wants root and {method}")
+    node = isolated(directory, method)
+    before = confinements(node, method)
+    with Job(node, "job", 1) as job:
+        job.process.kill()
+        os.kill(int(job.seen["pid"]), signal.SIGKILL)
+    assert len(confinements(node, method)) == len(before) + 2  # the record and its cgroup
+    assert node.call("exec", "-n", "4", "--", "true").returncode == 0
+    assert confinements(node, method) == before
+
+
+def test_a_method_that_cannot_be_had_is_an_error_and_auto_asks_nothing_of_a_user(directory: Path) -> None:
+    users = directory / "alice"
+    users.mkdir(mode=0o755)
+    node = isolated(users, "device-files")  # ModifyDeviceFiles is 1 there
+    refused = opened(node)
+    assert (refused.returncode, refused.stdout) == (69, "") and "ModifyDeviceFiles" in refused.stderr
+    assert json.loads(node.ask("locks", "--json"))["locks"] == []
+    if os.geteuid() != 0:
+        return
+    shutil.rmtree(node.state_dir)
+    subprocess.run(["/bin/chown", "-R", "alice", str(users)], check=True)
+    tree = install_tree(directory)
+    prefix = ["setpriv", "--reuid=alice", "--regid=alice", "--clear-groups", sys.executable, "-m", "nodeagent.cli.main"]
+    environment = {**node.environment, "PYTHONPATH": f"{tree}:{os.pathsep.join(sys.path)}"}
+    for setting, status, words in (("auto", 0, ""), ("cgroup-v1", 69, "isolation by cgroup-v1")):
+        node.settings = f"isolation: {setting}\n"
+        node.write_config()
+        argv = [*prefix, "--config", str(node.config), "exec", "-n", "1", "--", "true"]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, cwd=users, check=False, timeout=30)
+        assert done.returncode == status and words in done.stderr, done.stderr
+
+
+def test_the_doctor_as_a_command(directory: Path) -> None:
+    node = isolated(directory, "none")
+    shown = node.call("doctor", "--json")
+    document = json.loads(shown.stdout)
+    assert document["schema"] == "gpu-nodeagent/doctor/1" and shown.returncode == 1
+    [line] = document["lines"]
+    assert (line["name"], line["state"]) == ("isolation", "warn") and "isolation: auto" in line["remedy"]
+    node.settings = "isolation: device-files\n"
+    node.write_config()
+    told = node.call("doctor")
+    assert told.returncode == 2
+    assert "fail  device-files: " in told.stdout and "NVreg_ModifyDeviceFiles=0" in told.stdout

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,29 +26,42 @@ hooks: {{wait_for_units: 2s}}
 health: {{recover: 2}}
 scheduler:
   kind: sge
-  sge: {{root: {root}, qmaster_port: {qmaster}, execd_port: {execd}}}
+  sge: {{root: {root}, qmaster_port: {qmaster}, execd_port: {execd}{more}}}
 drivers: {{path: "{sets}/v{{version}}"}}
 """
 
 
 class Lab:
-    """One exec host with four simulated GPUs and an agent; `offered` is what the host's complex_values say."""
+    """One exec host with four simulated GPUs and an agent; `offered` is what the host's complex_values say.
 
-    def __init__(self, directory: Path, stack: ExitStack, offered: int = 4, complexes: tuple[str, ...] = ()) -> None:
+    `sge` and `settings` are further settings, of `scheduler.sge` and of the whole.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stack: ExitStack,
+        offered: int = 4,
+        complexes: tuple[str, ...] = (),
+        sge: str = "",
+        settings: str = "",
+        model: str | Sequence[str] = "H100-80GB",
+    ) -> None:
         self.directory = directory
         tree = install_tree(directory)
         more = {"complexes": complexes} if complexes else {}
         self.cluster = stack.enter_context(GridEngineCluster(directory, gpus=offered, **more))
         environment = self.cluster.environment
         self.sets = directory / "sets"
-        settings = SETTINGS.format(
+        settings += SETTINGS.format(
+            more=sge,
             root=environment["SGE_ROOT"],
             qmaster=environment["SGE_QMASTER_PORT"],
             execd=environment["SGE_EXECD_PORT"],
             sets=self.sets,
         )
         (directory / "node").mkdir(mode=0o755)
-        self.node = SimulatedNode(directory / "node", gpus=4, node=self.cluster.host, settings=settings)
+        self.node = SimulatedNode(directory / "node", gpus=4, node=self.cluster.host, settings=settings, model=model)
         (self.sets / f"v{self.node.scenario.driver}").mkdir(parents=True)
         self.agent: subprocess.Popen[bytes] = stack.enter_context(self.node.agent())
         self.cluster.set_prolog(

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,9 @@ drivers: {{path: "{sets}/v{{version}}"}}
 
 
 class Lab:
-    """The cluster with an agent on each node."""
+    """The cluster with an agent on each node. `cluster` are further settings of it (see SlurmCluster)."""
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, **cluster: Any) -> None:
         self.directory = directory
         tree = install_tree(directory)
         hooks = {
@@ -39,7 +40,7 @@ class Lab:
                 ("task_prolog", "prolog/slurm-task"),
             )
         }
-        self.cluster = SlurmCluster(directory, nodes=NODES, gpus=4, **hooks)
+        self.cluster = SlurmCluster(directory, nodes=NODES, gpus=4, **hooks, **cluster)
         self.nodes: dict[str, SimulatedNode] = {}
         self.sets = directory / "sets"
         for name in NODES:

@@ -169,9 +169,12 @@ def _lay_out_mig(roots: Roots, scenario: Scenario, gpu: int) -> None:
             lines.append(f"gpu{scenario.get(gpu, 'minor')}/gi{gi}/ci{ci}/access {base + 1 + ci}\n")
     with open(minors, "a", encoding="ascii") as file:
         file.writelines(lines)
+    home = roots["proc"] / f"driver/nvidia/capabilities/gpu{scenario.get(gpu, 'minor')}/mig"
     for instance in scenario.mig_instances(gpu):
         base = first + instance.gi * per_instance
-        for minor in (base, base + 1 + instance.ci):
+        place = home / f"gi{instance.gi}"
+        for minor, access in ((base, place), (base + 1 + instance.ci, place / f"ci{instance.ci}")):
+            _write(access / "access", f"DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n")
             path = roots["dev"] / f"nvidia-caps/nvidia-cap{minor}"
             if not path.exists():
                 _node(path, _CAPS_MAJOR, minor)

@@ -9,7 +9,7 @@ from nodeagent.config.compile import hook_settings
 from nodeagent.config.load import flatten, load
 from nodeagent.config.model import Config
 from nodeagent.errors import ConfigError
-from nodeagent.state.hook_conf import HookConf, Source, decode_hook_conf, state_dir_of
+from nodeagent.state.hook_conf import Gres, HookConf, Source, decode_hook_conf, state_dir_of
 
 
 @pytest.fixture
@@ -74,7 +74,15 @@ def test_later_files_override_key_by_key(place: Path) -> None:
         ("limits: {max_drained: -1}\n", 1, "limits.max_drained: wants"),
         ("health: {xid_actions: {79: explode}}\n", 1, "wants one of none, restart_application"),
         ("health: {strikes: {gpu-lost: 0}}\n", 1, "health.strikes: wants a whole number, 1 or more"),
+        ("isolation: cgroup\n", 1, "isolation: wants one of auto, none, cgroup-v1, cgroup-v2, device-files"),
         ("policy: {dry_run: 1}\n", 1, "policy.dry_run: wants true or false"),
+        ("sharing: {slots: 0}\n", 1, "sharing.slots: wants a whole number, 1 or more"),
+        ("sharing: {slots: 1000}\n", 1, "sharing.slots: wants a number of jobs that share a GPU, at most 256"),
+        ("sharing: {models: {'[AH]100': 2}}\n", 1, "sharing.models: wants a model"),
+        ("sharing: {models: {A100: none}}\n", 1, "sharing.models: wants a whole number"),
+        ("sharing: {mps: {threads: 50}}\n", 1, "sharing.mps.threads: wants one of share, all"),
+        ("sharing: {mps: {pipe_directory: mps}}\n", 1, "sharing.mps.pipe_directory: wants an absolute path"),
+        ("scheduler: {sge: {model_complex: a b}}\n", 1, "scheduler.sge.model_complex: wants a name"),
         ("listen: 99999999\n", 1, "listen: wants"),
         ("listen: ':70000'\n", 1, "listen: wants an address"),
         ("state_dir: /run/x/\n", 1, "state_dir: wants to stand on a line of its own"),
@@ -147,9 +155,17 @@ def test_every_setting_has_a_reader_that_takes_its_default_or_documents_none() -
 def test_hooks_get_what_they_read_and_it_survives_the_file() -> None:
     settings = hook_settings(Config())
     assert settings["scheduler.kind"] == "local" and settings["node_name"]
-    conf = HookConf({**settings, "odd": "a\tb=\nc%"}, (Source("/etc/x y", 5, 6, "ab"),), {0: 2, 1: 3})
+    conf = HookConf(
+        {**settings, "odd": "a\tb=\nc%"}, (Source("/etc/x y", 5, 6, "ab"),), {0: Gres(2), 1: Gres(3, (21, 22), 4)}
+    )
     again = decode_hook_conf("x", conf.encode())
-    assert again.settings == conf.settings and again.gres_minors == {0: 2, 1: 3}
+    assert again.settings == conf.settings
+    assert [(at, gres.minor, gres.caps, gres.slots) for at, gres in again.gres.items()] == [
+        (0, 2, (), 1),
+        (1, 3, (21, 22), 4),
+    ]
+    older = decode_hook_conf("x", "format=1\ngres\t0\t2\n").gres[0]
+    assert (older.minor, older.caps, older.slots) == (2, (), 1)
     assert [(s.path, s.mtime_ns, s.size, s.sha256) for s in again.sources] == [("/etc/x y", 5, 6, "ab")]
 
 

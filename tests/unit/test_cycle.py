@@ -13,7 +13,9 @@ import pytest
 
 from nodeagent.agent.actions import Actions, DrainRefused, Records
 from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
-from nodeagent.config.model import Config, Health, Limits, Policy
+from nodeagent.agent.reconciler import LOOK_AGAIN
+from nodeagent.cli import status_command
+from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
 from nodeagent.errors import CommandFailed, StateGone
 from nodeagent.gpu.facts import MigInstance, Process
 from nodeagent.health.finding import RecoveryAction
@@ -25,6 +27,7 @@ from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.state import events
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
+from nodeagent.state.hook_conf import Gres
 from nodeagent.state.verdict_file import read_verdict
 from tests.unit.fake_gpu import FakeGpuSource
 
@@ -63,6 +66,9 @@ class FakeScheduler:
             raise CommandFailed(["/usr/bin/sinfo"], None, "")
         return self.state
 
+    def granted(self, owner: Owner) -> tuple[int, ...] | None:
+        return None
+
     def fleet(self) -> Fleet:
         return self.others
 
@@ -87,7 +93,7 @@ class FakeScheduler:
         self.looks += 1
         return {owner.grant: "it is over" for owner in owners if owner.job in self.over}
 
-    def gres_minors(self) -> dict[int, int]:
+    def gres(self) -> dict[int, Gres]:
         return {}
 
 
@@ -556,13 +562,18 @@ def test_under_dry_run_hooks_are_told_of_no_failure_and_each_decision_is_said_on
 
 
 def test_a_short_sweep_does_not_turn_a_gpu_in_mig_mode_into_a_whole_one(bench: Bench) -> None:
-    instances = tuple(MigInstance(f"MIG-{i:08x}-0000-4000-8000-000000000000", i, 0) for i in range(2))
+    instances = tuple(
+        MigInstance(f"MIG-{i:08x}-0000-4000-8000-000000000000", i, 0, profile="3g.40gb", caps=(3 + i, 12 + i))
+        for i in range(2)
+    )
     bench.source.set(3, mig_enabled=True, mig=instances)
     bench.run()
     names = [unit.unit for unit in read_verdict(bench.state).units]
     assert names == [bench.uuid(0), bench.uuid(1), bench.uuid(2), *(instance.uuid for instance in instances)]
     lines = read_verdict(bench.state).units
     assert {unit.gpu for unit in lines[3:]} == {bench.uuid(3)}
+    assert [unit.caps for unit in lines[2:]] == [(), (3, 12), (4, 13)]
+    assert {unit.model for unit in lines[3:]} == {f"{lines[0].model} MIG 3g.40gb"}
     assert lines[3].links[3] == 0 and lines[3].links[4] == lines[4].links[3] > max(lines[0].links)
     bench.source.hang(1)
     bench.run()
@@ -571,6 +582,51 @@ def test_a_short_sweep_does_not_turn_a_gpu_in_mig_mode_into_a_whole_one(bench: B
     bench.source.set(3, mig_enabled=True, mig=())
     bench.run()
     assert [unit.unit for unit in read_verdict(bench.state).units] == names[:3]
+
+
+def test_hooks_are_told_how_many_jobs_a_gpu_takes_and_status_who_has_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, sharing=Sharing(slots=2, models={"A100|v100": 3, "*": 4}))
+    cut = MigInstance("MIG-a", 1, 0, 10 << 30, profile="1g.10gb")
+    bench.source.set(0, name="NVIDIA A100-SXM4-80GB", memory_total=80 << 30)
+    bench.source.set(3, mig_enabled=True, mig=(cut,))
+    bench.run()
+    lines = read_verdict(bench.state).units
+    assert [(line.slots, line.unit[:3]) for line in lines] == [(3, "GPU"), (4, "GPU"), (4, "GPU"), (1, "MIG")]
+    assert (lines[0].memory, lines[3].memory) == (80 << 30, 10 << 30)
+    for job, unit, gpu in (
+        ("1", f"{bench.uuid(0)}@0", 0),
+        ("2", f"{bench.uuid(0)}@2", 0),
+        ("3", "MIG-gone", 3),
+        ("4", "MIG-a", 3),
+    ):
+        with bench.store.exclusive():
+            bench.store.claim(Owner("sge", job, grant=f"g{job}", units=(unit,), gpus=(bench.uuid(gpu),)))
+    published = read_document(bench.state, SNAPSHOT)
+    document = status_document(published, bench.store.owners(), {}, bench.clock.now, "boot-1", "n1")
+    assert [gpu["slots"] for gpu in document["gpus"]] == [3, 4, 4, 1]
+    holders = [[holder["job"] for holder in gpu["holders"]] for gpu in document["gpus"]]
+    assert holders == [["1", "2"], [], [], ["4", "3"]]
+    rows = status_command._text(document).splitlines()[2:]
+    for row, said in zip(rows, ("  2 of 3: sge 1, sge 2  ", "  0 of 4  ", "  0 of 4  ", "  sge 4, sge 3  ")):
+        assert said in row
+    snapshot = bench.cycle.snapshot
+    assert snapshot is not None and snapshot.slots[bench.uuid(0)] == 3
+
+
+def test_the_lock_of_a_vanished_instance_goes_when_its_job_is_over_and_its_gpu_idle(bench: Bench) -> None:
+    owner = Owner("sge", "3", grant="g", run="/x/active_jobs/3.1", units=("MIG-gone",), gpus=(bench.uuid(3),))
+    with bench.store.exclusive():
+        bench.store.claim(owner)
+    bench.source.set(3, mig_enabled=True, mig=(), processes=(Process(4711, 0),))
+    bench.run(3)
+    assert list(bench.store.owners()) == ["MIG-gone"]
+    bench.scheduler.over = {"3"}
+    bench.run(2 * LOOK_AGAIN)
+    assert list(bench.store.owners()) == ["MIG-gone"] and bench.scheduler.looks > 1  # somebody is still on the GPU
+    bench.source.set(3, processes=())
+    bench.run(2 * LOOK_AGAIN)
+    assert bench.store.owners() == {}
 
 
 def test_a_state_directory_that_was_removed_ends_the_agent(bench: Bench) -> None:

@@ -131,3 +131,14 @@ def test_numa_node(tmp_path: Path) -> None:
     assert procfs.numa_node(str(tmp_path), "0000:1a:00.0") == 1
     assert procfs.numa_node(str(tmp_path), "0000:1b:00.0") is None
     assert procfs.numa_node(str(tmp_path), "0000:1c:00.0") is None
+
+
+def test_the_capability_files_of_an_instance(tmp_path: Path) -> None:
+    home = tmp_path / "driver/nvidia/capabilities/gpu3/mig/gi1"
+    (home / "ci0").mkdir(parents=True)
+    (home / "access").write_text("DeviceFileMinor: 30\nDeviceFileMode: 292\nDeviceFileModify: 1\n")
+    (home / "ci0" / "access").write_text("DeviceFileMinor: 31\nDeviceFileMode: 292\nDeviceFileModify: 1\n")
+    (home / "ci1").mkdir()
+    (home / "ci1" / "access").write_text("DeviceFileMode: 292\n")
+    assert procfs.mig_caps(str(tmp_path), 3, 1, 0) == [30, 31]
+    assert procfs.mig_caps(str(tmp_path), 3, 1, 1) == procfs.mig_caps(str(tmp_path), 3, 2, 0) == []

@@ -10,6 +10,7 @@ from nodeagent.hook import sge
 from nodeagent.hook.sge_job import BadAmount, UnknownJobFile, job_file, read_job
 from nodeagent.lock.record import Owner
 from nodeagent.state import events
+from nodeagent.state.verdict_file import UnitLine
 from tests.sge_files import SgeJob, packed_job
 from tests.support import LaidOutNode, uuid
 
@@ -45,6 +46,7 @@ def test_a_job_is_read_as_it_was_packed() -> None:
     assert (job.owner, job.uid) == ("bob", 1000)
     assert job.slots == [("n2", 2), ("n1", 3)]
     assert job.requests == {"h_rt": (60.0, 0), "gpu": (2048.0, 1)}
+    assert job.texts == {"h_rt": "60", "gpu": "2k"}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,122 @@ def test_two_jobs_never_share_a_gpu_and_the_epilog_frees_only_its_own(node: Laid
     assert node.held() == {2: "2", 3: "2"}
     assert epilog(node, first) == 0
     assert node.held() == {2: "2", 3: "2"}
+
+
+# -- models and shares ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> LaidOutNode:
+    """GPU 0 and 1 are H100, 2 and 3 A100."""
+    sge = "scheduler: {kind: sge, sge: {model_complex: gpu_model}}\n"
+    node = LaidOutNode(tmp_path, "sge", settings="hooks: {wait_for_units: 0}\n")
+    node.config.write_text(node.config.read_text().replace("scheduler: {kind: sge}\n", sge))
+    node.compile()
+    units = node.units()
+    for unit in units:
+        unit.model = "NVIDIA A100-SXM4-80GB" if unit.index > 1 else "NVIDIA H100 80GB HBM3"
+    node.write_verdict(units=units)
+    return node
+
+
+def test_a_job_gets_gpus_of_the_model_it_asks_for(mixed: LaidOutNode, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    assert prolog(mixed, SgeJob(spool, "1", gpus=2, model="a100*")) == 0
+    assert mixed.held() == {2: "1", 3: "1"}
+    assert prolog(mixed, SgeJob(spool, "2", gpus=1, model="A100|V100")) == 99  # there are some, but not free
+    assert prolog(mixed, SgeJob(spool, "3", gpus=1)) == 0
+    assert mixed.held() == {2: "1", 3: "1", 0: "3"}
+    assert epilog(mixed, SgeJob(spool, "1", gpus=2, model="a100*")) == 0
+    assert mixed.held() == {0: "3"}
+
+
+@pytest.mark.parametrize(("gpus", "model"), [(3, "A100"), (1, "V100"), (1, "(A100&!V100)")])
+def test_a_model_that_the_node_can_never_give_is_the_jobs_mistake(
+    mixed: LaidOutNode, tmp_path: Path, capfd: pytest.CaptureFixture[str], gpus: int, model: str
+) -> None:
+    assert prolog(mixed, SgeJob(tmp_path / "spool", gpus=gpus, model=model)) == 100
+    assert model in capfd.readouterr().err
+    assert mixed.held() == {} and kinds(mixed) == ["malformed_request"]
+
+
+def test_a_model_out_of_service_sends_the_job_elsewhere(mixed: LaidOutNode, tmp_path: Path) -> None:
+    with mixed.store.exclusive():
+        mixed.store.retire(uuid(2), [("reason", "broken")])
+    assert prolog(mixed, SgeJob(tmp_path / "spool", gpus=2, model="A100")) == 99
+    assert kinds(mixed) == ["gave_back"] and mixed.held() == {}
+
+
+def test_without_the_setting_no_model_is_read_from_a_job(node: LaidOutNode, tmp_path: Path) -> None:
+    assert prolog(node, SgeJob(tmp_path / "spool", gpus=1, model="V100")) == 0
+
+
+def shared(node: LaidOutNode, slots: int, index: int | None = None) -> None:
+    """Let each GPU take so many jobs."""
+    units = node.units()
+    for unit in units:
+        unit.slots, unit.memory = slots, 80 << 30
+        unit.index = unit.index if index is None else index
+    node.write_verdict(units=units)
+
+
+def test_a_job_on_shares_sees_gpus_and_never_shares(node: LaidOutNode, tmp_path: Path) -> None:
+    shared(node, 2)
+    jobs = [SgeJob(tmp_path / "spool", str(job), gpus=2) for job in (1, 2)]
+    assert [prolog(node, job) for job in jobs] == [0, 0]
+    assert sorted(node.store.owners()) == [f"{uuid(gpu)}@{k}" for gpu in (0, 1) for k in (0, 1)]
+    for job in jobs:
+        assert job.exported()["CUDA_VISIBLE_DEVICES"] == "0,1"
+        assert not any("MPS" in name for name in job.exported())
+    shared(node, 2, index=-1)
+    last = SgeJob(tmp_path / "spool", "3", gpus=1)
+    assert prolog(node, last) == 0
+    assert last.exported()["CUDA_VISIBLE_DEVICES"] == uuid(2)
+
+
+def test_a_job_on_instances_sees_their_uuids(node: LaidOutNode, tmp_path: Path) -> None:
+    whole, cut = node.units()[:2]
+    instances = [UnitLine(f"MIG-{n}", -1, 1, "", "H100 MIG 3g", 0, (), "OK", "", cut.unit, (3, 4)) for n in "ab"]
+    node.write_verdict(units=(whole, *instances))
+    job = SgeJob(tmp_path / "spool", "1", gpus=3)
+    assert prolog(node, job) == 0
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == f"{uuid(0)},MIG-a,MIG-b"
+    assert node.store.owners()["MIG-b"].gpus == (whole.unit, cut.unit, cut.unit)
+
+
+@pytest.mark.parametrize(
+    ("mps", "told"),
+    [
+        (
+            "{enabled: true}",
+            {
+                "PIPE_DIRECTORY": "/tmp/nvidia-mps",
+                "ACTIVE_THREAD_PERCENTAGE": "33",
+                "PINNED_DEVICE_MEM_LIMIT": "0=27306M,1=27306M",
+            },
+        ),
+        (
+            "{enabled: true, pipe_directory: /run/mps, threads: all, memory: all}",
+            {"PIPE_DIRECTORY": "/run/mps"},
+        ),
+        ("{enabled: false, pipe_directory: /run/mps}", {}),
+    ],
+)
+def test_a_job_on_shares_is_told_of_mps_where_the_site_runs_it(tmp_path: Path, mps: str, told: dict[str, str]) -> None:
+    node = LaidOutNode(tmp_path, "sge", settings=f"sharing: {{mps: {mps}}}\n")
+    shared(node, 3)
+    job = SgeJob(tmp_path / "spool", gpus=2)
+    assert prolog(node, job) == 0
+    exported = job.exported()
+    for prefix in ("", "APPTAINERENV_", "SINGULARITYENV_"):
+        begin = f"{prefix}CUDA_MPS_"
+        assert {name.removeprefix(begin): exported[name] for name in exported if name.startswith(begin)} == told
+    # the MPS server counts GPUs by its own order
+    assert exported["CUDA_VISIBLE_DEVICES"] == (f"{uuid(0)},{uuid(1)}" if told else "0,1")
+    shared(node, 1)
+    whole = SgeJob(tmp_path / "spool", "9", gpus=1)
+    assert prolog(node, whole) == 0
+    assert not any("MPS" in name for name in whole.exported())
 
 
 def test_array_tasks_are_jobs_of_their_own(node: LaidOutNode, tmp_path: Path) -> None:

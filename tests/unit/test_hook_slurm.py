@@ -7,6 +7,8 @@ import pytest
 from nodeagent.errors import BadRequest, CommandFailed
 from nodeagent.hook import slurm
 from nodeagent.state import events
+from nodeagent.state.hook_conf import Gres
+from nodeagent.state.verdict_file import UnitLine
 from tests.support import LaidOutNode, uuid
 
 
@@ -214,6 +216,56 @@ def test_our_own_bug_drains_nothing(
     assert prolog(node) == 0
     assert "ZeroDivisionError" in said[0]
     assert capfd.readouterr().err.count("\n") == 1
+
+
+# -- shares and instances ---------------------------------------------------------------------------------------------
+
+
+def test_jobs_on_slurms_shards_of_one_gpu_are_recorded_without_a_conflict(node: LaidOutNode) -> None:
+    node.compile(gres={0: Gres(0, (), 2), 1: Gres(1)})
+    assert [prolog(node, job=job, gpus="0") for job in ("12", "13")] == [0, 0]
+    assert {unit: owner.job for unit, owner in node.store.owners().items()} == {
+        f"{uuid(0)}@0": "12",
+        f"{uuid(0)}@1": "13",
+    }
+    assert "conflict" not in recorded(node)
+    assert prolog(node, job="14", gpus="0,1") == 0  # one more than there are shards
+    assert "slurm 12" in recorded(node)["conflict"]
+    assert set(node.store.owners()) == {f"{uuid(0)}@0", f"{uuid(0)}@1", uuid(1)}
+    assert epilog(node, "12") == epilog(node, "14") == 0
+    assert set(node.store.owners()) == {f"{uuid(0)}@1"}
+
+
+def test_a_gpu_that_gres_conf_names_twice_is_one_unit(node: LaidOutNode) -> None:
+    node.compile(gres={0: 0, 1: 0})
+    assert prolog(node, gpus="0,1") == 0
+    assert node.held() == {0: "12"}
+
+
+@pytest.fixture
+def cut_up(node: LaidOutNode) -> LaidOutNode:
+    """GPU 2 is in MIG mode; Slurm knows its two instances as indices 2 and 3."""
+    units = list(node.units())
+    for name, caps in (("MIG-a", (21, 22)), ("MIG-b", (30, 31))):
+        units.append(UnitLine(name, -1, 2, units[2].bus_id, "H100 MIG 3g.40gb", 0, (), "OK", "", uuid(2), caps))
+    del units[2]
+    node.write_verdict(units=tuple(units))
+    node.compile(gres={0: 0, 1: 1, 2: Gres(2, (21, 22)), 3: Gres(2, (31, 30)), 4: 2, 5: Gres(2, (40, 41))})
+    return node
+
+
+def test_an_instance_is_known_by_its_capability_files(cut_up: LaidOutNode) -> None:
+    assert prolog(cut_up, job="12", gpus="1,3") == 0
+    assert prolog(cut_up, job="13", gpus="2") == 0
+    held = {unit: owner.job for unit, owner in cut_up.store.owners().items()}
+    assert held == {uuid(1): "12", "MIG-b": "12", "MIG-a": "13"}
+    assert cut_up.store.owners()["MIG-a"].gpus == (uuid(2),)
+    assert prolog(cut_up, job="14", gpus="4,5") == 0  # the GPU as a whole, and an instance that is no more
+    assert recorded(cut_up)["unmapped"].endswith("4,5") and "14" not in {o.job for o in cut_up.store.owners().values()}
+
+
+def test_a_task_on_an_instance_is_told_its_uuid(cut_up: LaidOutNode, capfd: pytest.CaptureFixture[str]) -> None:
+    assert task(cut_up, capfd, CUDA_VISIBLE_DEVICES="3", SLURM_JOB_GPUS="3")["CUDA_VISIBLE_DEVICES"] == "MIG-b"
 
 
 # -- TaskProlog -------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ names = st.sampled_from(NAMES)
 
 
 class Locks(RuleBasedStateMachine):
-    """`holder` says by which grant each unit is held: what the store must say after each step."""
+    """What the store must say after each step: `holder`, whose grant holds a unit; `named`, what that owner names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +57,7 @@ class Locks(RuleBasedStateMachine):
         self.locks = self.directory / "state" / "locks"
         self.store = Store(self.state)
         self.holder: dict[str, str] = {}
+        self.named: dict[str, set[str]] = {}
         self.retired: set[str] = set()
         self.unreadable: set[str] = set()
         self.debris: set[str] = set()
@@ -101,7 +102,13 @@ class Locks(RuleBasedStateMachine):
         for unit in owner.units:
             assert unit not in self.holder, f"{unit} is granted twice"
             self.holder[unit] = owner.grant
+            self.named[unit] = set(owner.units)
         self.owner_of[owner.grant] = owner
+
+    def _complete(self, grant: str) -> bool:
+        """Say whether all is there that the grant's owners name; what cannot be read counts as there."""
+        names = set().union(*(self.named[unit] for unit, by in self.holder.items() if by == grant))
+        return all(self.holder.get(unit) == grant or unit in self.unreadable for unit in names)
 
     def _owner(self, identity: Identity) -> Owner:
         scheduler, cluster, job, task = identity
@@ -201,8 +208,7 @@ class Locks(RuleBasedStateMachine):
         over = set(told)
         for grant in set(self.grant_of.values()):
             owner = self.owner_of[grant]
-            complete = all(self.holder.get(unit) == grant or unit in self.unreadable for unit in owner.units)
-            if owner.pid == DEAD and (owner.scheduler == "local" or not complete):
+            if owner.pid == DEAD and (owner.scheduler == "local" or not self._complete(grant)):
                 over.add(grant)
         self.debris.clear()
         with self.store.exclusive():
@@ -210,6 +216,28 @@ class Locks(RuleBasedStateMachine):
             judged = gone(self.store.owners(), self.node.boot_id, _start_of(self.owner_of), told)
             freed = self.store.release(lambda owner: owner.grant in judged)
         assert set(freed) == set().union(*map(self._forget, over))
+
+    @precondition(lambda self: self.grant_of)
+    @rule(data=st.data(), units=st.lists(st.sampled_from(UNITS), max_size=2, unique=True))
+    def the_agent_completes(self, data: st.DataObject, units: list[str]) -> None:
+        """A grant gets the units that are still free, unless a crash left only a part of it."""
+        grant = self.grant_of[data.draw(st.sampled_from(sorted(self.grant_of)))]
+        mine = {unit for unit, by in self.holder.items() if by == grant}
+        free = [unit for unit in units if unit not in self.holder]
+        whole = all(self.holder.get(name) == grant for unit in mine for name in self.named[unit])
+        self.debris.clear()
+        with self.store.exclusive():
+            self.store.sweep()
+            held = self.store.extend(grant, {unit: unit for unit in (*free, *mine)})
+        assert set(held) == (mine | set(free) if whole else set())
+        for unit in held:
+            self.holder[unit] = grant
+            self.named[unit] = set(held)
+
+    @rule(unit=st.sampled_from(UNITS))
+    def a_grant_that_is_gone_is_not_completed(self, unit: str) -> None:
+        with self.store.exclusive():
+            assert self.store.extend("feedfeedfeedfeed", {unit: unit}) == ()
 
     @rule()
     def somebody_sweeps(self) -> None:
@@ -231,6 +259,7 @@ class Locks(RuleBasedStateMachine):
         for unit in units[:at]:
             _write(self.locks / unit, owner.encode())
             self.holder[unit] = owner.grant
+            self.named[unit] = set(units)
         if at < len(units):
             self._leave(f".new-{owner.grant}-{units[at]}", owner.encode())
         self.owner_of[owner.grant] = owner
@@ -246,11 +275,26 @@ class Locks(RuleBasedStateMachine):
         """It had renamed one unit away."""
         jobs = sorted(unit for unit, grant in self.holder.items() if grant in self.grant_of.values())
         unit = data.draw(st.sampled_from(jobs))
-        (self.locks / unit).rename(self.locks / f".old-1-{unit}")
-        self.debris.add(f".old-1-{unit}")
+        discarded = f".old-{len(self.debris)}-{unit}"
+        (self.locks / unit).rename(self.locks / discarded)
+        self.debris.add(discarded)
         grant = self.holder.pop(unit)
         if grant not in self.holder.values():
             self._forget(grant)
+
+    @precondition(lambda self: self.grant_of)
+    @rule(data=st.data(), units=st.lists(st.sampled_from(UNITS), min_size=1, max_size=2, unique=True))
+    def the_agent_dies_while_it_completes(self, data: st.DataObject, units: list[str]) -> None:
+        """The new units name those before them and themselves; the older owners are as they were."""
+        grant = self.grant_of[data.draw(st.sampled_from(sorted(self.grant_of)))]
+        mine = [unit for unit, by in self.holder.items() if by == grant]
+        if not self._complete(grant) or set(units) & (self.holder.keys() | self.debris):
+            return
+        for unit in units:
+            mine.append(unit)
+            _write(self.locks / unit, self.owner_of[grant].with_units(dict(zip(mine, mine))).encode())
+            self.holder[unit], self.named[unit] = grant, set(mine)
+        (self.locks / mine[0] / ".owner.1").write_text("format=1\nsched")
 
     @rule(unit=st.sampled_from(UNITS), text=st.sampled_from([None, "format=1\nsched"]))
     def something_half_made_lies_about(self, unit: str, text: str | None) -> None:
@@ -267,6 +311,7 @@ class Locks(RuleBasedStateMachine):
         if unit not in self.holder and unit not in self.debris:
             _write(self.locks / unit, text)
             self.holder[unit] = unit
+            self.named[unit] = {unit}
             self.unreadable.add(unit)
 
     @precondition(lambda self: self.unreadable)
@@ -291,8 +336,11 @@ class Locks(RuleBasedStateMachine):
         assert {unit for unit, owner in owners.items() if owner.scheduler == UNREADABLE} == self.unreadable
         for unit, owner in owners.items():
             known = self.owner_of.get(owner.grant)
-            assert unit in owner.units
-            assert known is None or owner.encode() == known.encode()
+            assert unit in owner.units and set(owner.units) == self.named[unit]
+            if known is not None:
+                said = known.with_units(dict.fromkeys(owner.units, ""))
+                said.gpus = owner.gpus  # what was given by hand names none
+                assert owner.encode() == said.encode()
 
     @invariant()
     def retired_is_what_was_retired(self) -> None:
@@ -318,7 +366,7 @@ def _write(lock: Path, text: str | None) -> None:
 
 TestLocks = Locks.TestCase
 TestLocks.settings = settings(
-    max_examples=60,
+    max_examples=120,
     stateful_step_count=40,
     derandomize=True,
     database=None,

@@ -130,3 +130,36 @@ def test_no_descriptor_is_left_open(store: Store) -> None:
         store.retired()
         store.release(lambda _: True)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_grant_is_extended_and_every_owner_names_all(store: Store) -> None:
+    with store.exclusive():
+        store.claim(owner("1", B))
+        assert set(store.extend("g1", {A: A, B: B, C: C})) == {A, B, C}
+    owners = store.owners()
+    assert {unit: set(held.units) for unit, held in owners.items()} == dict.fromkeys((A, B, C), {A, B, C})
+    assert {(held.job, held.grant, held.user, held.since) for held in owners.values()} == {("1", "g1", "al\nice", 5)}
+    with store.exclusive():
+        assert sorted(store.release(lambda held: held.job == "1")) == [A, B, C]
+
+
+def test_a_held_unit_ends_an_extension_and_what_was_added_stays(store: Store) -> None:
+    with store.exclusive():
+        store.claim(owner("1", A))
+        store.claim(owner("2", C))
+        with pytest.raises(UnitHeld):
+            store.extend("g1", {B: B, C: C})
+        assert {unit: held.job for unit, held in store.owners().items()} == {A: "1", B: "1", C: "2"}
+        assert set(store.extend("g1", {})) == {A, B}
+    assert set(store.owners()[A].units) == {A, B}
+
+
+def test_neither_a_grant_that_is_gone_nor_a_part_of_one_is_extended(store: Store, tmp_path: Path) -> None:
+    with store.exclusive():
+        assert store.extend("g1", {A: A}) == ()
+        store.claim(owner("1", A, B))
+        (tmp_path / "state" / "locks" / B).rename(tmp_path / "state" / "locks" / ".old-1-x")
+        assert store.extend("g1", {C: C}) == ()
+        with pytest.raises(UnknownFormat):
+            store.extend("g1", {"../x": A})
+    assert list(store.owners()) == [A]

@@ -194,6 +194,17 @@ def test_jobs_are_info_series_on_the_gpu_they_hold() -> None:
     assert samples["locks_held", ()] == 6
 
 
+def test_how_many_jobs_a_gpu_takes_and_how_many_it_has() -> None:
+    owners = {
+        f"{uuid(0)}@0": job("x"),
+        f"{uuid(0)}@3": job("x"),
+        "MIG-gone": Owner("sge", grant="g", units=("MIG-gone",), gpus=(uuid(1),)),
+    }
+    samples = parse(render(snapshot(node(gpu(0), gpu(1)), slots={uuid(0): 2}), owners))
+    assert by(samples, "gpu_slots", "uuid") == {uuid(0): 2, uuid(1): 1}
+    assert by(samples, "gpu_slots_held", "uuid") == {uuid(0): 2, uuid(1): 1}
+
+
 def test_what_is_no_job_is_held_but_is_no_job() -> None:
     owners = {
         uuid(k): job(uuid(k), scheduler=word)

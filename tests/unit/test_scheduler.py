@@ -13,6 +13,8 @@ from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.sge import SgeScheduler
 from nodeagent.scheduler.slurm import SlurmScheduler, parse_gres
 
+RECORDED = Path(__file__).resolve().parents[1] / "recorded" / "slurmd-G"
+
 
 class Answers:
     """A runner that gives recorded answers and keeps what it was asked."""
@@ -37,7 +39,7 @@ class Answers:
         return answer
 
 
-def slurm(**answers: str) -> "tuple[SlurmScheduler, Answers]":
+def slurm(**answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
     runner = Answers(**answers)
     config = Config(scheduler=Scheduler(kind="slurm", slurm=Slurm(conf="/etc/s.conf")))
     return SlurmScheduler(config, "n1", runner), runner
@@ -101,8 +103,75 @@ def test_gres_indices_run_over_the_records(tmp_path: Path) -> None:
         "slurmd: Gres Name=gpu Type=(null) Count=2 Index=0 ID=7696487 File=(null) (null)\n"
         "slurmd: Gres Name=gpu Type=(null) Count=1 Index=0 ID=7696487 File=/nowhere/nvidia9 (null)\n"
     )
-    assert parse_gres(said, "gpu") == {0: 2, 1: 3, 2: 0, 3: 5, 4: 6, 7: 9}
-    assert parse_gres("", "gpu") == {}
+    assert meaning(said) == {
+        0: (2, (), 4),
+        1: (3, (), 4),
+        2: (0, (), 1),
+        3: (5, (), 1),
+        4: (6, (), 1),
+        7: (9, (), 1),
+    }
+    assert meaning("") == {}
+
+
+def meaning(said: str) -> dict[int, tuple[int, tuple[int, ...], int]]:
+    return {index: (gres.minor, gres.caps, gres.slots) for index, gres in parse_gres(said, "gpu").items()}
+
+
+WHOLE = [(0, (), 1), (1, (), 1), (2, (), 1), (3, (), 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [
+        # Name=gpu File=nvidia[0-1], then MultipleFiles=nvidia2,nvidia-caps/nvidia-cap21,… twice
+        ("mig", [*WHOLE[:2], (2, (21, 22), 1), (2, (30, 31), 1)]),
+        # Type=a File=nvidia[0-2], then Type=b MultipleFiles=nvidia3,nvidia-caps/nvidia-cap[12-13]
+        ("typed-mig", [*WHOLE[:3], (3, (12, 13), 1)]),
+        ("shards", [(minor, (), 2) for minor in range(4)]),
+        ("shards-by-file", [(0, (), 6), (1, (), 2), *WHOLE[2:]]),
+        ("mps", [(minor, (), 100) for minor in range(4)]),
+    ],
+)
+def test_what_slurmd_prints_of_instances_shards_and_mps(
+    name: str, gpus: list[tuple[int, tuple[int, ...], int]]
+) -> None:
+    said = (RECORDED / f"22.05-{name}.txt").read_text()
+    assert meaning(said) == dict(enumerate(gpus))
+
+
+def test_an_instance_whose_files_stand_in_one_record() -> None:
+    """No release is known to print them so, but `File=` of one record is where they are configured."""
+    line = "slurmd: Gres Name=gpu Type=b Count=1 ID=7 File=/n/nvidia2,/n/nvidia-caps/nvidia-cap21 Links=(null)\n"
+    assert meaning(2 * line) == {0: (2, (21,), 1), 1: (2, (21,), 1)}
+
+
+@pytest.mark.parametrize(
+    ("types", "typed"),
+    [(("(null)", "(null)"), False), (("tesla", "tesla"), False), (("tesla", "kepler"), True), (("a", "(null)"), True)],
+)
+def test_lists_may_be_incomplete_where_gres_are_of_several_types(types: "tuple[str, ...]", typed: bool) -> None:
+    lines = [f"slurmd: Gres Name=gpu Type={kind} Count=1 Index=0 ID=7 File=/nowhere/nvidia0 (null)" for kind in types]
+    lines.append("slurmd: Gres Name=shard Type=other Count=8 Index=0 ID=1 File=(null) (null)")
+    scheduler, runner = slurm(slurmd="\n".join(lines))
+    assert scheduler.typed_gres() is typed
+    assert [gres.minor for gres in scheduler.gres().values()] == [0, 0]
+    assert len(runner.asked) == 1, "slurmd is asked once"
+
+
+def test_what_a_job_was_granted_is_asked_by_its_number() -> None:
+    detail = "   UserId=a\n   JobState=RUNNING\n   JOB_GRES=gpu:1\n     Nodes=n1 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:3)\n"
+    scheduler, runner = slurm(scontrol=f"JobId=7 JobName=x\n{detail}   MinCPUsNode=1\n")
+    assert scheduler.granted(Owner("slurm", job="7")) == (3,)
+    assert runner.asked == [("/usr/bin/scontrol", "-d", "show", "job", "7")]
+    assert scheduler.granted(Owner("sge", job="7")) is None and len(runner.asked) == 1
+
+
+def test_a_job_that_the_controller_has_forgotten_was_granted_nothing() -> None:
+    gone = CommandFailed(["scontrol"], 1, "slurm_load_jobs error: Invalid job id specified")
+    assert slurm(scontrol=gone)[0].granted(Owner("slurm", job="7")) is None
+    with pytest.raises(CommandFailed):
+        slurm(scontrol=CommandFailed(["scontrol"], 1, "Unable to contact slurm controller"))[0].granted(Owner("slurm"))
 
 
 @pytest.mark.parametrize(

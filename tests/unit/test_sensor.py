@@ -2,7 +2,7 @@
 
 import pytest
 
-from nodeagent.cli.sge_sensor_command import one_word_line, report
+from nodeagent.cli.sge_sensor_command import models, one_word_line, report
 from nodeagent.lock.record import Owner
 from nodeagent.state.verdict_file import UnitLine
 
@@ -72,3 +72,30 @@ def test_free_gpus_and_the_largest_linked_set_of_them_are_told() -> None:
 def test_a_reason_fits_the_protocol_whatever_is_in_it() -> None:
     assert one_word_line("a:b,c\nbegin\nhost:gpu:9\nend") == "a b c begin host gpu 9 end"
     assert len(one_word_line("x" * 1000)) == 200
+
+
+def test_a_shared_gpu_counts_as_often_as_jobs_may_share_it() -> None:
+    lines = units("OK", "OK", "OK")
+    lines[0].slots, lines[1].slots = 4, 2
+    owners = {"GPU-0@0": JOB, "GPU-0@5": JOB, "GPU-1": HOLD}
+
+    def offered(**how: object) -> str:
+        return next(report(lines, how.get("retired", {}), how.get("owners", {}), "gpu"))  # type: ignore[arg-type]
+
+    assert offered() == offered(owners={"GPU-0@0": JOB}) == "gpu:7"
+    assert offered(owners=owners) == "gpu:3"  # two of four shares, and the whole GPU; none of the one held by hand
+    assert offered(retired={"GPU-0": {"reason": "x"}}, owners={"GPU-1@1": JOB}) == "gpu:2"
+
+
+def test_instances_count_one_each_and_go_with_their_gpu() -> None:
+    lines = tuple(UnitLine(f"MIG-{n}", -1, 0, "", "", 0, (), "OK", "", "GPU-0") for n in "abc")
+    assert next(report(lines, {}, {}, "gpu")) == "gpu:3"
+    assert next(report(lines, {}, {"MIG-b": HOLD}, "gpu")) == "gpu:2"
+    assert list(report(lines, {"GPU-0": {"reason": "x"}}, {}, "gpu"))[:2] == ["gpu:0", "gpu_faulty:3"]
+
+
+def test_the_models_of_a_node_are_one_word_that_a_jobs_pattern_finds() -> None:
+    names = ("NVIDIA A100-SXM4-80GB", "Tesla T4", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB MIG 1g.10gb")
+    lines = tuple(UnitLine(f"GPU-{at}", at, at, "", name, 0, (), "OK") for at, name in enumerate(names))
+    assert models(lines) == "A100-SXM4-80GB+A100-SXM4-80GB-MIG-1g.10gb+T4"
+    assert models(()) == "none"

@@ -1,0 +1,18 @@
+"""All checks of `gpu-nodeagent doctor`, in the order of their lines: one line each."""
+
+from __future__ import annotations
+
+from nodeagent.doctor import isolation
+from nodeagent.doctor.line import Check, Line, Look
+
+CHECKS: tuple[Check, ...] = (
+    isolation.slurm_constrains,
+    isolation.method,
+    isolation.driver_leaves_files,
+    isolation.delegation,
+)
+
+
+def examine(look: Look) -> list[Line]:
+    """Return what all checks find."""
+    return [line for check in CHECKS for line in check(look)]
