@@ -74,10 +74,9 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
 
 
 def lines_of(verdict: VerdictFile, units: "Iterable[str]") -> "list[UnitLine]":
-    """Return the lines of units that are held, under the names that are; those that have vanished have none."""
-    lines = {line.unit: line for line in verdict.units}
-    found = [(lines.get(unit) or lines.get(unit.partition("@")[0]), unit) for unit in units]
-    return [part(line, unit) for line, unit in found if line is not None]
+    """Return the lines of units that are held, in the verdict's order; one that has vanished has none."""
+    held = sorted(units)
+    return [part(line, unit) for line in verdict.units for unit in held if line.unit in (unit, unit.partition("@")[0])]
 
 
 def _begun(node: Node, owner: Owner) -> "dict[str, Owner]":

@@ -9,6 +9,7 @@ from nodeagent.errors import UntrustedFile
 from nodeagent.hook import sge_slave
 from nodeagent.hook.sge_job import JOB_FIELDS, UnknownJobFile, read_job
 from nodeagent.hook.sge_login import in_job, remember_spool, run_login
+from nodeagent.lock.occupancy import with_slots
 from nodeagent.state import events
 from tests.sge_files import SgeJob, SlaveTask, packed_job
 from tests.support import LaidOutNode, uuid
@@ -100,6 +101,14 @@ def test_a_task_beside_the_master_has_what_the_prolog_locked(node: LaidOutNode, 
     node.hold([2], "sge", "603")
     assert prepare(node, task)["CUDA_VISIBLE_DEVICES"] == "2"
     assert node.held() == {2: "603"}
+
+
+def test_tasks_of_a_job_on_shares_are_told_of_their_gpus(node: LaidOutNode, tmp_path: Path) -> None:
+    node.write_verdict(units=tuple(with_slots(unit, 2) for unit in node.units()))
+    task = SlaveTask(tmp_path / "spool")
+    first = prepare(node, task)["CUDA_VISIBLE_DEVICES"]
+    assert prepare(node, task.another(2))["CUDA_VISIBLE_DEVICES"] == first
+    assert len(node.store.owners()) == 2
 
 
 def test_a_task_whose_units_are_not_there_sees_none(node: LaidOutNode, tmp_path: Path) -> None:
