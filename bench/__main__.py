@@ -22,7 +22,7 @@ def main() -> int:
     """Run the benches that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what the product costs.")
     parser.add_argument("which", nargs="*", metavar="hooks|jobs|agent|placement", help="what to measure (default: all)")
-    parser.add_argument("--runs", type=int, default=300, help="runs of each hook (default: 300)")
+    parser.add_argument("--runs", type=int, default=200, help="runs of each hook (default: 200)")
     parser.add_argument("--jobs", type=int, default=200, help="jobs in each round on a real Slurm (default: 200)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the agent is watched (default: 60)")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
 """What a hook costs a job: each stub as a whole process against a bare interpreter, in the same run.
 
-The library is laid out and compiled as a package installs it, on the kind of file system that /run is. One round runs
-the bare interpreter and all five hooks once, Slurm's and Grid Engine's in changing order, so that whatever else the
-machine does falls on all alike. Each round has a job of its own, which its epilog ends.
+The library is laid out, compiled and linked as a package installs it, on the kind of file system that /run is. One
+round runs the bare interpreter and all five hooks once on each of four nodes, in changing order, so that whatever else
+the machine does falls on all alike. Each round has a job of its own, which its epilog ends.
 """
 
 from __future__ import annotations
@@ -11,38 +11,90 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.failure import BenchFailed
 from bench.figure import Figure
 from bench.place import PYTHON, compiled_library, in_memory
 from bench.timing import Times, run_once, system_calls
+from nodeagent.state import events
+from nodeagent.state.hook_conf import Gres
+from nodeagent.state.verdict_file import OK, UnitLine
 from tests.sge_files import SgeJob
-from tests.support import LaidOutNode
+from tests.support import LaidOutNode, uuid
 
 BARE = "bare python3 -IS -c pass"
-LIMIT = 2.5
-GOAL = "1.6-1.8"
-GPUS = 8
+LIMIT, GOAL = 1.8, "1.6"
+LARGE = 1.2
+"""The most that a hook may cost on a large node, of what it costs on the usual one."""
 ASKED = 4
 WARM_UP = 5
+INSTANCES = 4
+SAME_GPU = 1_000_000
 
 Step = tuple[str, list[str], dict[str, str]]
 """A command's name, its argv, its environment."""
 
 
+@dataclass(frozen=True)
+class Size:
+    """A node: its GPUs, whether each of them is in MIG mode (four instances), how many events wait for the agent."""
+
+    name: str
+    gpus: int = 8
+    mig: bool = False
+    events: int = 0
+
+
+USUAL = Size("8 GPUs")
+SIZES = (USUAL, Size("16 GPUs", 16), Size("64 MIG instances", 16, mig=True), Size("10000 events", events=10_000))
+
+
+class _Node(LaidOutNode):
+    """A laid-out node of that size."""
+
+    def __init__(self, directory: Path, kind: str, size: Size) -> None:
+        directory.mkdir(parents=True)
+        self._mig = size.mig
+        super().__init__(directory, kind, gpus=size.gpus)
+        if size.mig:
+            self.compile({at: Gres(line.minor, line.caps) for at, line in enumerate(self.units())})
+        for number in range(size.events):
+            events.append(self.state, "grant", scheduler=kind, job=str(number), user="alice", units=uuid(number % 8))
+
+    def units(self, states: Mapping[int, str] | None = None) -> tuple[UnitLine, ...]:
+        if not self._mig:
+            return super().units(states)
+        places = [(gpu, instance) for gpu in range(self.gpus) for instance in range(INSTANCES)]
+        return tuple(
+            UnitLine(
+                f"MIG-{gpu:08x}-000{instance}-5000-8000-000000000000",
+                -1,
+                gpu,
+                f"0000:{gpu:02x}:00.0",
+                "H100 MIG 1g.10gb",
+                0,
+                tuple(SAME_GPU if other == gpu else 1 for other, _ in places),
+                OK,
+                gpu=uuid(gpu),
+                caps=(100 * gpu + 10 * instance + 3, 100 * gpu + 10 * instance + 4),
+            )
+            for gpu, instance in places
+        )
+
+
 def measure(runs: int) -> list[Figure]:
-    """Run each command `runs` times and return the figures.
+    """Run each command `runs` times on each node and return the figures.
 
     Raises:
         BenchFailed: a hook did not lock or release what it had to.
 
     """
     with _laid_out() as place:
-        place.node_of["slurm"].write_verdict()
         for number in range(WARM_UP):
             _round(place, number, {})
-        times: dict[str, Times] = {}
+        times: dict[tuple[str, str], Times] = {}
         for number in range(WARM_UP, WARM_UP + runs):
             _round(place, number, times)
         calls = _count_calls(place, WARM_UP + runs)
@@ -50,25 +102,26 @@ def measure(runs: int) -> list[Figure]:
 
 
 class _Place:
-    """The library as installed, and one node for each scheduler, with eight GPUs."""
+    """The library as installed, and for each size a node for each scheduler."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.library = compiled_library(directory / "lib")
-        self.node_of = {}
-        for kind in ("slurm", "sge"):
-            (directory / kind).mkdir()
-            self.node_of[kind] = LaidOutNode(directory / kind, kind, gpus=GPUS)
+        self.nodes = {
+            (size.name, kind): _Node(directory / f"node{at}" / kind, kind, size)
+            for at, size in enumerate(SIZES)
+            for kind in ("slurm", "sge")
+        }
 
-    def step(self, stub: str, kind: str, environ: Mapping[str, str]) -> Step:
-        argv = [str(self.library / stub), "--config", str(self.node_of[kind].config)]
-        return stub, argv, dict(environ)
+    def step(self, stub: str, node: _Node, environ: Mapping[str, str]) -> Step:
+        return stub, [str(self.library / stub), "--config", str(node.config)], dict(environ)
 
-    def check(self, kind: str, held: int) -> None:
-        """Raises BenchFailed unless so many units are held: a hook that failed early would look quick."""
-        found = len(self.node_of[kind].held())
-        if found != held:
-            raise BenchFailed(f"{kind}: {found} GPUs are locked where {held} should be")
+
+def _check(node: _Node, held: int) -> None:
+    """Raises BenchFailed unless so many units are held: a hook that failed early would look quick."""
+    found = len(node.store.owners())
+    if found != held:
+        raise BenchFailed(f"{node.config}: {found} units are locked where {held} should be")
 
 
 @contextmanager
@@ -82,7 +135,7 @@ def _laid_out() -> Iterator[_Place]:
             os.chdir(before)
 
 
-def _slurm(place: _Place, number: int) -> list[Step]:
+def _slurm(place: _Place, node: _Node, number: int) -> list[Step]:
     environ = {
         "PATH": "/usr/bin:/bin",
         "SLURM_JOB_ID": str(number + 1),
@@ -92,43 +145,52 @@ def _slurm(place: _Place, number: int) -> list[Step]:
         "SLURM_CLUSTER_NAME": "lab",
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(ASKED))),
     }
-    return [place.step(stub, "slurm", environ) for stub in ("prolog/slurm", "prolog/slurm-task", "epilog/slurm")]
+    return [place.step(stub, node, environ) for stub in ("prolog/slurm", "prolog/slurm-task", "epilog/slurm")]
 
 
-def _sge(place: _Place, number: int) -> list[Step]:
+def _sge(place: _Place, node: _Node, number: int) -> list[Step]:
     job = SgeJob(place.directory / "spool", str(number + 1), gpus=ASKED)
-    return [place.step(stub, "sge", job.environ) for stub in ("prolog/sge", "epilog/sge")]
+    return [place.step(stub, node, job.environ) for stub in ("prolog/sge", "epilog/sge")]
 
 
-def _round(place: _Place, number: int, times: dict[str, Times]) -> None:
+_STEPS = {"slurm": _slurm, "sge": _sge}
+
+
+def _round(place: _Place, number: int, times: dict[tuple[str, str], Times]) -> None:
     """Run everything once, and see that each prolog locked and each epilog released."""
-    for node in place.node_of.values():
-        node.write_verdict()
-    bare = [(BARE, [PYTHON, "-IS", "-c", "pass"], dict[str, str]())]
-    parts = [("", bare), ("slurm", _slurm(place, number)), ("sge", _sge(place, number))]
+    parts = [*place.nodes, ("", "")]
     random.Random(number).shuffle(parts)  # noqa: S311  an order, not a secret
-    for kind, steps in parts:
-        for name, argv, environ in steps:
-            times.setdefault(name, Times()).add(run_once(argv, environ))
-            if kind:
-                place.check(kind, 0 if name.startswith("epilog") else ASKED)
+    for size, kind in parts:
+        if not kind:
+            times.setdefault(("", BARE), Times()).add(run_once([PYTHON, "-IS", "-c", "pass"], {}))
+            continue
+        node = place.nodes[size, kind]
+        node.write_verdict()
+        for name, argv, environ in _STEPS[kind](place, node, number):
+            times.setdefault((size, name), Times()).add(run_once(argv, environ))
+            _check(node, 0 if name.startswith("epilog") else ASKED)
 
 
 def _count_calls(place: _Place, number: int) -> dict[str, int]:
-    """Return each hook's system calls beyond the bare interpreter's; nothing without strace."""
+    """Return each hook's system calls beyond the bare interpreter's, on the usual node; nothing without strace."""
     bare = system_calls([PYTHON, "-IS", "-c", "pass"], {}, place.directory)
     if bare is None:
         return {}
-    steps = [*_slurm(place, number), *_sge(place, number)]
+    steps = [step for kind, make in _STEPS.items() for step in make(place, place.nodes[USUAL.name, kind], number)]
     return {name: (system_calls(argv, environ, place.directory) or 0) - bare for name, argv, environ in steps}
 
 
-def _figures(times: Mapping[str, Times], calls: Mapping[str, int]) -> list[Figure]:
-    bare = times[BARE]
+def _figures(times: Mapping[tuple[str, str], Times], calls: Mapping[str, int]) -> list[Figure]:
+    bare = times["", BARE]
     found = [Figure("hooks", BARE, bare.median, "ms", note=f"p99 {bare.p99:.2f} ms")]
-    for name in sorted(set(times) - {BARE}, key=lambda name: (name.rpartition("/")[2].partition("-")[0], name)):
-        one = times[name]
+    names = sorted({name for size, name in times if size}, key=lambda name: (name.rpartition("/")[2], name))
+    for name in names:
+        one = times[USUAL.name, name]
         extra = f"{calls[name]} system calls more" if name in calls else "strace missing"
         note = f"median {one.median:.2f} ms, p99 {one.p99:.2f} ms; {extra}"
         found.append(Figure("hooks", name, one.median / bare.median, "x", LIMIT, GOAL, note))
+    for size in SIZES[1:]:
+        for name in names:
+            ratio = times[size.name, name].median / times[USUAL.name, name].median
+            found.append(Figure("hooks", f"{name}, {size.name}", ratio, "x", LARGE, note=f"of {USUAL.name}"))
     return found

@@ -78,7 +78,7 @@ class Cycle:
         self._tidy_pause = ASK_AGAIN * config.interval
         self._instances: Instances = {}
         self._decider = Decider(config, ports.actions, ports.clock, ports.log)
-        self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log)
+        self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
 
     @property

@@ -2,45 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from nodeagent.agent.journal import Log
+from nodeagent.config.model import Roots
 from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.units import Instances
 from nodeagent.isolation.confine import leftovers, undo_gone
+from nodeagent.lock.evidence import in_use
 from nodeagent.lock.reconcile import gone
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.state.boot import start_time
+from nodeagent.state.processes import device_number
 
 _LONGEST_PAUSE = 8640
 LOOK_AGAIN = 60
 """Cycles between two questions to a controller about the ends of jobs, where nothing hints at one."""
 
 
-class Reconciler:
-    """Looks after locks, once a cycle."""
+class _Evidence:
+    """One way to know that jobs are over: asked every so many cycles, ever more seldom while there is no answer."""
 
-    def __init__(self, store: Store, scheduler: Scheduler, log: Log) -> None:
-        self._store = store
-        self._scheduler = scheduler
-        self._log = log
+    def __init__(self, ask: Callable[[Iterable[Owner]], dict[str, str]], every: int) -> None:
+        self._ask = ask
+        self._every = every
         self._suspects: dict[str, str] = {}
         self._waited = 0
         self._pause = 0
-        self._hinted = False
+        self.hinted = False
+
+    def confirmed(self, owners: Mapping[str, Owner], unused: Callable[[Owner], bool]) -> dict[str, str]:
+        """Return the grants whose jobs were over at this look and at the one before, and whose GPUs nobody uses.
+
+        Raises:
+            NodeAgentError: there is no answer.
+
+        """
+        self._waited += 1
+        if not owners or not (self.hinted or self._suspects or self._waited >= self._every):
+            return {}
+        before, self._suspects = self._suspects, {}
+        if self._waited < self._pause:
+            return {}
+        try:
+            found = self._ask(owners.values())
+        except NodeAgentError:
+            # A dead file server or controller: each question may leave a hanging process behind.
+            self._pause = min(_LONGEST_PAUSE, 2 * max(self._pause, LOOK_AGAIN // 10))
+            raise
+        self._pause, self._waited, self.hinted = 0, 0, False
+        over = {owner.grant: owner for owner in owners.values() if owner.grant in found}
+        self._suspects = {grant: found[grant] for grant, owner in over.items() if unused(owner)}
+        return {grant: why for grant, why in self._suspects.items() if grant in before}
+
+
+class Reconciler:
+    """Looks after locks, once a cycle."""
+
+    def __init__(self, store: Store, scheduler: Scheduler, log: Log, roots: Roots | None = None) -> None:
+        self._store = store
+        self._log = log
+        self._roots = roots or Roots()
+        self._here = _Evidence(scheduler.ended_here, 1)
+        self._told = _Evidence(scheduler.ended, LOOK_AGAIN)
 
     def hint(self) -> None:
         """A hook met a lock that the scheduler thinks is free: the next cycle looks, whatever it costs."""
-        self._hinted = True
+        self._told.hinted = True
 
     def run(self, facts: NodeFacts, instances: Instances) -> None:
         """Free what is over. What cannot be done now (a flock, a controller) is left to the next cycle."""
+        ended: dict[str, str] = {}
         try:
             owners = self._store.owners()
-            ended = self._ended(owners, facts, instances)
+            for evidence in (self._told, self._here):
+                try:
+                    ended |= evidence.confirmed(owners, lambda owner: self._unused(owner, facts, instances))
+                except NodeAgentError as error:
+                    self._log.warning("reconcile_failed", why=str(error))
             if gone(owners, facts.boot_id, start_time, ended):
                 self._free(facts.boot_id, ended)
             self._undo_isolation()
@@ -55,32 +97,15 @@ class Reconciler:
             for grant in undone:
                 self._log.info("isolation_undone", grant=grant)
 
-    def _ended(self, owners: Mapping[str, Owner], facts: NodeFacts, instances: Instances) -> dict[str, str]:
-        """Return the grants whose jobs were over at this look and at the one before, and whose GPUs nobody uses.
+    def _unused(self, owner: Owner, facts: NodeFacts, instances: Instances) -> bool:
+        """Say whether nobody uses the GPUs of a grant: NVML names no process, and none of its user's has them open.
 
-        That nobody uses a GPU is known only of one that was read just now without a fault.
+        That is known only of GPUs that were read just now without a fault.
         """
-        self._waited += 1
-        due = self._hinted or bool(self._suspects) or self._waited >= LOOK_AGAIN
-        if not owners or (self._scheduler.asks_to_know_ends and not due):
-            return {}
-        before, self._suspects = self._suspects, {}
-        if self._waited < self._pause:
-            return {}
-        try:
-            found = self._scheduler.ended(owners.values())
-        except NodeAgentError:
-            # A dead file server or controller: each question may leave a hanging process behind.
-            self._pause = min(_LONGEST_PAUSE, 2 * max(self._pause, LOOK_AGAIN // 10))
-            raise
-        self._pause, self._waited, self._hinted = 0, 0, False
-        idle = {gpu.uuid for gpu in facts.gpus if gpu.error is None and not gpu.processes}
-        self._suspects = {
-            owner.grant: found[owner.grant]
-            for owner in owners.values()
-            if owner.grant in found and idle.issuperset(_gpus(owner, instances))
-        }
-        return {grant: why for grant, why in self._suspects.items() if grant in before}
+        names = _gpus(owner, instances)
+        gpus = [gpu for gpu in facts.gpus if gpu.uuid in names and gpu.error is None and not gpu.processes]
+        devices = {device_number(f"{self._roots.dev}/nvidia{gpu.minor}") for gpu in gpus if gpu.minor is not None}
+        return len(gpus) == len(names) and not in_use(self._roots.proc, devices - {-1}, owner, of_user=True)
 
     def _free(self, boot_id: str, ended: Mapping[str, str]) -> None:
         with self._store.exclusive():  # judged again under the flock: what was gone may be a new grant by now

@@ -10,7 +10,7 @@ from nodeagent.config.load import flatten
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.registry import node_name
-from nodeagent.scheduler.slurm import SlurmScheduler
+from nodeagent.scheduler.slurm import SlurmScheduler, constrains_devices, gives_gpus_to_one_job, spool_directory
 from nodeagent.state.hook_conf import TYPED_GRES, Gres, HookConf, Source
 
 
@@ -59,9 +59,16 @@ def _text(value: object) -> str:
 def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dict[int, Gres]:
     scheduler = SlurmScheduler(config, settings["node_name"])
     constrains = config.scheduler.slurm.constrains_devices
+    settings["scheduler.slurm.spool"] = ""
     try:
+        said = scheduler.settings()
         if constrains == "auto":
-            constrains = "yes" if scheduler.constrains_devices() else "no"
+            constrains = "yes" if constrains_devices(said) else "no"
+        if gives_gpus_to_one_job(said):
+            settings["scheduler.slurm.spool"] = spool_directory(said, settings["node_name"])
+    except CommandFailed as error:
+        problems.append(str(error))
+    try:
         gres = scheduler.gres()
         settings[TYPED_GRES] = "yes" if scheduler.typed_gres() else "no"
         if not gres:

@@ -13,7 +13,9 @@ from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from nodeagent.hook.ends import Ends, Evidence
 
 _POLL = 0.1
 
@@ -26,13 +28,22 @@ class UnitsBusy(UnitsUnavailable):
     """Enough units are in service, but others still hold them."""
 
 
-def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float, model: str = "") -> "list[UnitLine]":
+def take(
+    node: Node,
+    verdict: VerdictFile,
+    owner: Owner,
+    count: int,
+    wait: float,
+    model: str = "",
+    evidence: "Evidence | None" = None,
+) -> "list[UnitLine]":
     """Choose `count` healthy free units, lock them all for `owner` and return them; waits up to `wait` seconds.
 
     What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first,
     unless processes of it are left. But a grant of `owner.grant` itself is kept and returned: the tasks of a parallel
     job on a slave host share one. With a `model` (lock/model.py) only units of it are there. A job gets at most one
     share of a GPU: two of them would still be one device.
+    Where too few are free, so is what others hold although they are surely over (hook/ends.py).
 
     Raises:
         UnitsUnavailable: the node, all of it in order, has fewer units than that.
@@ -48,10 +59,12 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
     spread = node.conf is not None and node.conf.settings.get("placement") == "spread"
     lines = of_model(verdict.units, model)
     may_go = earlier.over(node, verdict, owner)
+    ends: Ends | None = None
+    over: Mapping[str, str] = {}
     while True:
         with node.store.exclusive():
             node.store.sweep()
-            node.store.release(may_go)
+            _clear(node, may_go, over)
             held = _begun(node, owner)
             if owner.units:
                 return lines_of(verdict, owner.units)
@@ -68,6 +81,10 @@ def take(node: Node, verdict: VerdictFile, owner: Owner, count: int, wait: float
             raise (UnitsUnavailable if complete else UnitsBusy)(*numbers)
         if count > len(usable):
             raise UnitsRetired(*numbers)
+        ends = ends or _ends(node, evidence)
+        over = ends.look(held)
+        if over:
+            continue
         if time.monotonic() >= deadline:
             raise UnitsBusy(*numbers)
         time.sleep(_POLL)
@@ -96,6 +113,23 @@ def _claim(node: Node, owner: Owner, units: "Sequence[UnitLine]") -> None:
     owner.units = tuple(unit.unit for unit in units)
     owner.gpus = tuple(unit.gpu for unit in units)
     node.store.claim(owner)
+
+
+def _ends(node: Node, evidence: "Evidence | None") -> "Ends":
+    from nodeagent.hook.ends import Ends
+
+    return Ends(node.boot_id, evidence)
+
+
+def _clear(node: Node, mine: "Callable[[Owner], bool]", over: "Mapping[str, str]") -> None:
+    """Free what the job itself still holds (`mine`), and the grants that are over; under the flock.
+
+    A grant's name is random and never used again: one that was over before the flock was had is over now.
+    """
+    freed = node.store.release(lambda held: mine(held) or held.grant in over)
+    for grant in {held.grant for held in freed.values()} & over.keys():
+        units = [unit for unit, held in freed.items() if held.grant == grant]
+        node.event("lock_reconciled", freed[units[0]], units=" ".join(units), why=over[grant])
 
 
 _PARTS = 1000
@@ -130,37 +164,52 @@ class Recorded:
         self.unfit: list[tuple[str, str]] = []
 
 
-def record(node: Node, owner: Owner, units: "Iterable[UnitLine]") -> Recorded:
+def record(node: Node, owner: Owner, units: "Sequence[UnitLine]", evidence: "Evidence | None" = None) -> Recorded:
     """Lock what the scheduler granted; where it cannot be locked say why, and let the scheduler's word stand.
 
     Of a shared GPU the first free share is locked: the scheduler does not say which.
+    A lock in the way is freed where it is surely over; `evidence` is asked once, after the scheduler's own word.
 
     Raises:
         LockBusy, OSError: nothing could be locked; nothing is.
 
     """
+    over: Mapping[str, str] | None = None
+
+    def mine(held: Owner) -> bool:
+        return held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task)
+
+    while True:
+        with node.store.exclusive():
+            node.store.sweep()
+            _clear(node, mine, over or {})
+            held = node.store.owners()
+            done, wanted = _compare(node, units, held)
+            if over is not None or not done.conflicts:
+                if not done.unfit and wanted:
+                    _claim(node, owner, wanted)
+                    done.locked = owner.units
+                return done
+        over = _ends(node, evidence).look(held, looks=1)
+
+
+def _compare(node: Node, units: "Iterable[UnitLine]", held: "Mapping[str, Owner]") -> "tuple[Recorded, list[UnitLine]]":
+    """Return what is against locking the units, and those that nothing is against; under the flock."""
     done = Recorded()
-    with node.store.exclusive():
-        node.store.sweep()
-        node.store.release(lambda held: held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task))
-        retired = node.store.retired()
-        held = node.store.owners()
-        occupied = Occupancy(held, node.verdict.units if node.verdict is not None else ())
-        wanted = []
-        for unit in units:
-            out = named(unit, retired)
-            name, holder = occupied.take(unit)
-            if out:
-                done.unfit.append((unit.unit, retired[out].get("reason", "retired")))
-            elif unit.state == FAILED and node.fresh:
-                done.unfit.append((unit.unit, unit.why or "failed"))
-            elif holder and held[holder].scheduler in (HOLD, MAINTENANCE):
-                done.unfit.append((unit.unit, f"held by hand: {held[holder]}"))
-            elif holder:
-                done.conflicts.append((unit.unit, str(held[holder])))
-            else:
-                wanted.append(part(unit, name))
-        if not done.unfit and wanted:
-            _claim(node, owner, wanted)
-            done.locked = owner.units
-    return done
+    retired = node.store.retired()
+    occupied = Occupancy(held, node.verdict.units if node.verdict is not None else ())
+    wanted = []
+    for unit in units:
+        out = named(unit, retired)
+        name, holder = occupied.take(unit)
+        if out:
+            done.unfit.append((unit.unit, retired[out].get("reason", "retired")))
+        elif unit.state == FAILED and node.fresh:
+            done.unfit.append((unit.unit, unit.why or "failed"))
+        elif holder and held[holder].scheduler in (HOLD, MAINTENANCE):
+            done.unfit.append((unit.unit, f"held by hand: {held[holder]}"))
+        elif holder:
+            done.conflicts.append((unit.unit, str(held[holder])))
+        else:
+            wanted.append(part(unit, name))
+    return done, wanted

@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from nodeagent.hook.ends import Evidence
+
 DEFAULT_COMPLEX = "gpu"
 _QSTAT_TIMEOUT = 1.5
 
@@ -235,7 +237,8 @@ def _grant(
         node.event("gave_back", owner, why=unfit)
         return SGE_RERUN
     try:
-        units = prolog.take(node, verdict, owner, count, conf.number("hooks.wait_for_units"), model)
+        wait = conf.number("hooks.wait_for_units")
+        units = prolog.take(node, verdict, owner, count, wait, model, evidence_of(node, job))
     except prolog.UnitsRetired as error:
         return _give_back(node, conf, owner, error)
     except prolog.UnitsBusy as error:
@@ -254,6 +257,17 @@ def _grant(
         raise
     node.event("grant", owner, units=" ".join(owner.units))
     return 0
+
+
+def evidence_of(node: Node, job: Job) -> "Evidence":
+    """Return what asks the spool directory of this job's host which grants are over."""
+
+    def look(owners: "Mapping[str, Owner]") -> "Mapping[str, str]":
+        from nodeagent.hook.ends import grid_engine
+
+        return grid_engine(node, job.directory, owners)
+
+    return look
 
 
 def environment(

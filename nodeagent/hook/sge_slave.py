@@ -179,9 +179,8 @@ def _take(node: Node, conf: HookConf, verdict: VerdictFile, task: Task) -> "list
     )
     owner.grant, first = task.grant()
     try:
-        units = prolog.take(
-            node, verdict, owner, count, conf.number("hooks.wait_for_units"), sge.model_of(conf, request)
-        )
+        wait, model = conf.number("hooks.wait_for_units"), sge.model_of(conf, request)
+        units = prolog.take(node, verdict, owner, count, wait, model, sge.evidence_of(node, task))
     except UnitsUnavailable as error:
         node.event("slave_without_units", owner, why=str(error))
         return []

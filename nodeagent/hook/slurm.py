@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nodeagent.hook.ends import Evidence
+
 _MOST_GPUS = 256
 _COMMAND_TIMES = {"requeue": 1.0, "notify": 0.4, "scancel": 0.4}  # seconds; together below the hook's bound of 2
 
@@ -105,7 +107,7 @@ def _record(node: Node, conf: HookConf, owner: Owner, indices: "Sequence[int]") 
     units, unmapped = units_of(node, indices)
     if unmapped:
         node.event("unmapped", owner, why=f"no GPU known for GRES index {','.join(map(str, unmapped))}")
-    done = prolog.record(node, owner, units)
+    done = prolog.record(node, owner, units, _evidence(node, owner, units))
     if done.unfit:
         return _give_back(node, owner, "; ".join(f"{unit}: {why}" for unit, why in done.unfit))
     for unit, holder in done.conflicts:
@@ -113,6 +115,18 @@ def _record(node: Node, conf: HookConf, owner: Owner, indices: "Sequence[int]") 
     if done.locked:
         node.event("grant", owner, units=" ".join(done.locked))
     return 0
+
+
+def _evidence(node: Node, owner: Owner, units: "Sequence[UnitLine]") -> "Evidence":
+    """Return how it is seen that those are over whose units Slurm has given to this job."""
+    granted = {name for unit in units for name in (unit.unit, unit.gpu)}
+
+    def look(owners: "Mapping[str, Owner]") -> "Mapping[str, str]":
+        from nodeagent.hook.ends import slurm
+
+        return slurm(node, owner.cluster, {unit: held for unit, held in owners.items() if unit in granted})
+
+    return look
 
 
 def _give_back(node: Node, owner: Owner, why: str) -> int:

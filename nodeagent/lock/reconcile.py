@@ -1,18 +1,18 @@
-"""Which locks outlived their owner: freed only when it is surely gone."""
+"""Which locks outlived their owner: freed only when it is surely gone. Lean."""
 
-from __future__ import annotations
+from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
 
-from collections.abc import Callable, Mapping
-
-from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def gone(
-    owners: Mapping[str, Owner],
+    owners: "Mapping[str, Owner]",
     boot_id: str,
-    start_of: Callable[[str], str],
-    ended: Mapping[str, str] | None = None,
-) -> dict[str, str]:
+    start_of: "Callable[[str], str]",
+    ended: "Mapping[str, str] | None" = None,
+) -> "dict[str, str]":
     """Return the grants that are over, with the reason: pure, the caller frees them under the flock.
 
     Args:
@@ -22,7 +22,8 @@ def gone(
         ended: grant → reason, of those whose job the scheduler's own evidence says is over.
 
     A grant is over when it is from another boot, when the process of an `exec` is gone, or when it is incomplete
-    (its hook was killed between two units) and the hook that was writing it is gone.
+    (its hook was killed between two units) and the hook that was writing it is gone. What is being cleaned is over
+    only with its boot: whoever cleans it gives it back.
 
     """
     over = {}
@@ -32,6 +33,8 @@ def gone(
         dead = bool(owner.pid) and start_of(owner.pid) != owner.pid_start
         if boot_id and owner.boot_id and owner.boot_id != boot_id:
             over[owner.grant] = "it is from another boot"
+        elif owner.scheduler == CLEANING:
+            continue
         elif ended and owner.grant in ended:
             over[owner.grant] = ended[owner.grant]
         elif owner.scheduler == "local" and dead:

@@ -28,11 +28,12 @@ _PREPARED, _DISCARDED = ".new-", ".old-"
 class _Flock:
     """The exclusive right to change the state; given back on exit, by a crash too."""
 
-    __slots__ = ("_fd", "_path", "_timeout")
+    __slots__ = ("_fd", "_path", "_timeout", "_trace")
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, trace: "Callable[[str], None]") -> None:
         self._path = path
         self._timeout = timeout
+        self._trace = trace
         self._fd = -1
 
     def __enter__(self) -> None:
@@ -49,15 +50,18 @@ class _Flock:
                     if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
                         raise LockBusy(self._path, self._timeout) from error
                     raise
+                self._trace("busy")
                 time.sleep(pause)
                 pause = min(pause * 2, 0.02)
             else:
+                self._trace("locked")
                 return
 
     def __exit__(
         self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
     ) -> None:
         os.close(self._fd)
+        self._trace("unlocked")
 
 
 class Store:
@@ -73,6 +77,9 @@ class Store:
         """The state directory that the locks are in."""
         return self._state
 
+    def trace(self, point: str) -> None:
+        """Do nothing: a named point of the protocol, at which a test's own store stops to let another one run."""
+
     def exclusive(self, timeout: float = FLOCK_TIMEOUT) -> _Flock:
         """Return a context in which no other writer runs.
 
@@ -80,7 +87,7 @@ class Store:
             LockBusy: on entry, when it could not be had within `timeout` seconds.
 
         """
-        return _Flock(f"{self._state.path}/{LOCK_FILE}", timeout)
+        return _Flock(f"{self._state.path}/{LOCK_FILE}", timeout, self.trace)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -92,7 +99,9 @@ class Store:
             return {}
         try:
             held = {}
-            for unit in locks.names():
+            names = locks.names()
+            self.trace("listed")
+            for unit in names:
                 if is_unit(unit):
                     owner = self._read_owner(locks, unit)
                     if owner is not None:
@@ -164,12 +173,14 @@ class Store:
         make_directory(prepared, locks.fd)
         try:
             write_new(f"{prepared}/owner", text, locks.fd)
+            self.trace("written")
             os.rename(prepared, unit, src_dir_fd=locks.fd, dst_dir_fd=locks.fd)
         except OSError as error:
             _remove_tree(prepared, locks.fd)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise UnitHeld(unit, str(self._read_owner(locks, unit))) from error
             raise
+        self.trace("claimed")
 
     def _discard(self, locks: Directory, units: "Iterable[str]") -> None:
         """Free the units (a rename each), then remove what is left of their locks, or leave it to the next sweep."""
@@ -178,6 +189,7 @@ class Store:
             name = f"{_DISCARDED}{os.getpid()}-{unit}"
             os.rename(unit, name, src_dir_fd=locks.fd, dst_dir_fd=locks.fd)
             gone.append(name)
+            self.trace("discarded")
         for name in gone:
             try:
                 _remove_tree(name, locks.fd)
@@ -245,6 +257,7 @@ class Store:
             retired.replace(unit, encode_pairs(facts))
         finally:
             retired.close()
+        self.trace("retired")
 
     def restore(self, unit: str) -> bool:
         """Undo `retire`; False if the unit was not retired."""

@@ -66,11 +66,11 @@ class Scheduler(Protocol):
     def resume(self, scope: str) -> None:
         """Take jobs again: open what `drain` of that scope closed, and nothing that others closed."""
 
-    asks_to_know_ends: bool
-    """Whether `ended` asks a controller (then it is called seldom) or only looks at this node."""
+    def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """Return grant → evidence, of those jobs of this scheduler that are over by what this node itself shows."""
 
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
-        """Return grant → evidence, of those jobs of this scheduler that are surely over on this node."""
+        """Return the same by the word of a controller: it is called seldom."""
 
     def gres(self) -> dict[int, Gres]:
         """Return what Slurm's GRES indices mean on this node; empty for others."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nodeagent.config.model import Config, Sge
 from nodeagent.errors import CommandFailed
+from nodeagent.lock.evidence import is_run
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
@@ -33,6 +34,7 @@ class SgeScheduler:
     def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
         self._sge = config.scheduler.sge
         self._timeout = config.scheduler.command_timeout
+        self._proc = config.roots.proc
         self._node = node
         self._runner = runner
 
@@ -79,24 +81,27 @@ class SgeScheduler:
         if scope:
             self._run("qmod", "-e", *scope.split())
 
-    asks_to_know_ends = False
-
-    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+    def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
         """See Scheduler: the exec daemon removes a run's spool directory when it has reaped its shepherd.
 
         Evidence is only that the run is missing from a directory that was listed, never that nothing could be seen:
-        a spool may be on a file server, so another process looks at it.
+        a spool may be on a file server, so another process looks at it. A shepherd that is left is the contrary.
         """
-        runs = {owner.grant: owner.run for owner in owners if owner.scheduler == self.name and _RUN in owner.run}
+        mine = [owner for owner in owners if owner.scheduler == self.name and _RUN in owner.run]
         listed = {
             parent: self._runner(("/bin/ls", "-1", "--", parent), None, self._timeout).split()
-            for parent in {run.rpartition("/")[0] for run in runs.values()}
+            for parent in {owner.run.rpartition("/")[0] for owner in mine}
         }
         return {
-            grant: f"the exec daemon has removed {run}"
-            for grant, run in runs.items()
-            if run.rpartition("/")[2] not in listed[run.rpartition("/")[0]]
+            owner.grant: f"the exec daemon has removed {owner.run}"
+            for owner in mine
+            if owner.run.rpartition("/")[2] not in listed[owner.run.rpartition("/")[0]]
+            and not is_run(self._proc, owner)
         }
+
+    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """See Scheduler: the qmaster knows no more than the node, and hears it later."""
+        return {}
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from nodeagent.config.model import Config
 from nodeagent.errors import CommandFailed
+from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
@@ -20,6 +22,9 @@ _FINAL = (
     *("unknown", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"),
     *("OUT_OF_MEMORY", "PENDING"),  # PENDING: it was requeued, and holds nothing on any node
 )
+_LASTING = {"4294967291", "4294967292", "batch", "extern"}
+"""Steps that begin and end with their job: slurm.h's SLURM_BATCH_SCRIPT and SLURM_EXTERN_CONT."""
+_SOCKETS = ("/usr/bin/find", "-maxdepth", "1", "-type", "s", "-printf", "%f %T@\n")
 _OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _SHARED = ("shard", "mps")
@@ -43,6 +48,8 @@ class SlurmScheduler:
         self._node = node
         self._runner = runner
         self._slurmd_said = ""
+        self._spool = ""
+        self._lasting: set[str] = set()
 
     def _run(self, *argv: str, complaints: bool = False) -> str:
         environment = {"SLURM_CONF": self._conf} if self._conf else {}
@@ -90,7 +97,32 @@ class SlurmScheduler:
             self._slurmd_said = self._run(f"{self._sbin}/slurmd", "-G", "-N", self._node, complaints=True)
         return self._slurmd_said
 
-    asks_to_know_ends = True
+    def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
+        """See Scheduler: a step that lives as long as its job was seen here, and now the job has none.
+
+        That is the batch step on its host, and everywhere the extern step where there is one. A job without either
+        (`salloc`, the further hosts of a batch job) shows nothing by having no step: only the controller knows it. A
+        step that began before the grant is of an earlier run, whose job id this one has again.
+        """
+        mine = [owner for owner in owners if owner.scheduler == self.name]
+        self._lasting &= {owner.grant for owner in mine}
+        if not mine:
+            return {}
+        if not self._spool:
+            self._spool = spool_directory(self.settings(), self._node)
+        # Another process looks: nobody keeps a site from putting it on a file server.
+        said = self._runner((*_SOCKETS[:1], self._spool, *_SOCKETS[1:]), None, self._timeout)
+        sockets = [line.split() for line in said.splitlines() if len(line.split()) == 2]  # noqa: PLR2004
+        running = steps(name for name, _ in sockets)
+        for owner in mine:
+            later = steps(name for name, began in sockets if float(began) >= owner.since)
+            if not _LASTING.isdisjoint(later.get(owner.job, ())):
+                self._lasting.add(owner.grant)
+        return {
+            owner.grant: f"the step that lasted as long as job {owner.job} is over"
+            for owner in mine
+            if owner.grant in self._lasting and owner.job not in running
+        }
 
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         """See Scheduler: the controller does not know the job any more, or has it in a state that no job leaves.
@@ -121,10 +153,31 @@ class SlurmScheduler:
         return granted_indices(said, self._gres, self._node)
 
     def constrains_devices(self) -> bool:
-        """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""
-        said = self._run(f"{self._bin}/scontrol", "show", "config")
-        match = re.search(r"^ConstrainDevices\s*=\s*(\w+)", said, re.MULTILINE)
-        return match is not None and match.group(1).lower() == "yes"
+        """Say whether Slurm itself keeps jobs off other GPUs."""
+        return constrains_devices(self.settings())
+
+    def settings(self) -> dict[str, str]:
+        """Return what `scontrol show config` says."""
+        rows = (line.partition("=") for line in self._run(f"{self._bin}/scontrol", "show", "config").splitlines())
+        return {name.strip(): value.strip() for name, equals, value in rows if equals}
+
+
+def constrains_devices(settings: Mapping[str, str]) -> bool:
+    """Say whether Slurm itself keeps jobs off other GPUs (ConstrainDevices in cgroup.conf)."""
+    return settings.get("ConstrainDevices", "").lower() == "yes"
+
+
+def spool_directory(settings: Mapping[str, str], node: str) -> str:
+    """Return a node's SlurmdSpoolDir, `%n` and `%h` replaced; empty where it is not said."""
+    place = settings.get("SlurmdSpoolDir", "")
+    return place.replace("%n", node).replace("%h", socket.gethostname().partition(".")[0])
+
+
+def gives_gpus_to_one_job(settings: Mapping[str, str]) -> bool:
+    """Say whether Slurm never gives a GPU to a job while another has it: no shares, and none of a suspended job's."""
+    shared = {"shard", "mps"} & set(settings.get("GresTypes", "shard").split(","))
+    mode = settings.get("PreemptMode", "GANG").upper()
+    return not shared and "GANG" not in mode and "SUSPEND" not in mode
 
 
 def _records(said: str, columns: int) -> Iterator[tuple[str, ...]]:

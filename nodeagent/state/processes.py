@@ -107,6 +107,25 @@ def parent(proc: str, pid: int) -> int:
     return int(fields[1]) if len(fields) > 1 else 0
 
 
+def uids(proc: str, pid: int) -> "set[int]":
+    """Return the user ids of a process (real, effective, saved, for files), one that may not be traced included."""
+    try:
+        lines = read_start(f"{proc}/{pid}/status", _STATUS).split(b"\n")
+    except OSError:
+        return set()
+    words = next((line.split()[1:] for line in lines if line.startswith(b"Uid:")), [])
+    return {int(word) for word in words}
+
+
+def works_in(proc: str, pid: int, directory: str) -> bool:
+    """Say whether a process has its working directory there or below, although it may have been removed meanwhile."""
+    try:
+        place = os.readlink(f"{proc}/{pid}/cwd")
+    except OSError:
+        return False
+    return place == f"{directory} (deleted)" or f"{place}/".startswith(f"{directory}/")
+
+
 def group_ids(proc: str, pid: int) -> "set[int]":
     """Return the supplementary groups of a process: Grid Engine gives each job one of its own."""
     try:

@@ -65,7 +65,7 @@ class Doom:
 class EndedWithTheirProcess(LocalScheduler):
     """A scheduler whose jobs live as long as the process that took their units."""
 
-    def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
+    def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
         jobs = (owner for owner in owners if owner.scheduler in ("slurm", "sge"))
         return {job.grant: "its process is gone" for job in jobs if start_time(job.pid) != job.pid_start}
 

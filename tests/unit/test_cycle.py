@@ -59,6 +59,8 @@ class FakeScheduler:
         self.drains = 0
         self.looks = 0
         self.over: set[str] = set()
+        self.over_here: set[str] = set()
+        self.mute = False
 
     def node_state(self) -> NodeState:
         self.asked += 1
@@ -87,10 +89,13 @@ class FakeScheduler:
         assert scope == "node"
         self.state = NodeState(False)
 
-    asks_to_know_ends = True
+    def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
+        return {owner.grant: "it is over here" for owner in owners if owner.job in self.over_here}
 
     def ended(self, owners: Iterable[Owner]) -> dict[str, str]:
         self.looks += 1
+        if self.mute:
+            raise CommandFailed(["/usr/bin/squeue"], None, "")
         return {owner.grant: "it is over" for owner in owners if owner.job in self.over}
 
     def gres(self) -> dict[int, Gres]:
@@ -679,6 +684,25 @@ def test_a_lock_whose_job_is_over_is_freed_at_the_second_look(bench: Bench) -> N
     bench.run()
     assert [owner.job for owner in bench.store.owners().values()] == ["8"]
     assert "lock_reconciled" in bench.log.kinds()
+
+
+def test_what_the_node_itself_shows_is_looked_at_in_each_cycle(bench: Bench) -> None:
+    bench.run()
+    claim(bench, "7", 0)
+    bench.scheduler.over_here = {"7"}
+    bench.run()
+    assert len(bench.store.owners()) == 1
+    bench.run()
+    assert bench.store.owners() == {} and bench.scheduler.looks == 0
+
+
+def test_a_controller_that_is_away_keeps_no_lock_that_the_node_shows_to_be_over(bench: Bench) -> None:
+    claim(bench, "7", 0)
+    bench.scheduler.over_here = {"7"}
+    bench.scheduler.mute = True
+    events.append(bench.state, "conflict", job="9")
+    bench.run(2)
+    assert bench.store.owners() == {} and "reconcile_failed" in bench.log.kinds()
 
 
 def test_a_job_that_is_said_to_be_over_once_and_then_runs_keeps_its_lock(bench: Bench) -> None:

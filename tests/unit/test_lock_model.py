@@ -114,6 +114,15 @@ class Locks(RuleBasedStateMachine):
         scheduler, cluster, job, task = identity
         return self.node.owner(scheduler, job, cluster=cluster, task=task)
 
+    def _outlived(self) -> set[str]:
+        """Return the grants that the locks themselves show to be over: half a grant or an `exec`, its process gone."""
+        over = set()
+        for grant in set(self.grant_of.values()):
+            owner = self.owner_of[grant]
+            if owner.pid == DEAD and (owner.scheduler == "local" or not self._complete(grant)):
+                over.add(grant)
+        return over
+
     # -- hooks --------------------------------------------------------------------------------------------------------
 
     @rule(identity=identities, count=st.integers(1, 4))
@@ -121,6 +130,10 @@ class Locks(RuleBasedStateMachine):
         self._end(identity)
         usable = {u.unit for u in self.verdict.units if u.state != FAILED and not self._named(u.unit, self.retired)}
         free = {unit for unit in usable if not self._named(unit, self.holder)}
+        if len(free) < count <= len(usable):  # only then are the locks of others judged
+            for grant in self._outlived():
+                self._forget(grant)
+            free = {unit for unit in usable if not self._named(unit, self.holder)}
         owner = self._owner(identity)
         if len(free) >= count:
             chosen = {unit.unit for unit in take(self.node, self.verdict, owner, count, wait=0.0)}
@@ -144,6 +157,10 @@ class Locks(RuleBasedStateMachine):
         unfit = {u.unit for u in lines if u.state == FAILED or self._named(u.unit, self.retired)}
         unfit |= {u for u in units - unfit if self._by_hand(u, by_hand)}
         free = {unit for unit in units if not self._named(unit, self.holder)} - unfit
+        if free != units - unfit:  # something is in the way
+            for grant in self._outlived():
+                self._forget(grant)
+            free = {unit for unit in units if not self._named(unit, self.holder)} - unfit
 
         done = record(self.node, owner, lines)
 
@@ -205,11 +222,7 @@ class Locks(RuleBasedStateMachine):
     def the_agent_reconciles(self, ended: set[Identity]) -> None:
         """What is told to be over goes, and what lost a unit and its hook; a hold and what cannot be read stay."""
         told = {self.grant_of[identity]: "over" for identity in ended if identity in self.grant_of}
-        over = set(told)
-        for grant in set(self.grant_of.values()):
-            owner = self.owner_of[grant]
-            if owner.pid == DEAD and (owner.scheduler == "local" or not self._complete(grant)):
-                over.add(grant)
+        over = set(told) | self._outlived()
         self.debris.clear()
         with self.store.exclusive():
             self.store.sweep()

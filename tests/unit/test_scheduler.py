@@ -5,13 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.config.model import Config, Drivers, Scheduler, Slurm
+from nodeagent.config.model import Config, Drivers, Roots, Scheduler, Slurm
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.sge import SgeScheduler
-from nodeagent.scheduler.slurm import SlurmScheduler, parse_gres
+from nodeagent.scheduler.slurm import (
+    SlurmScheduler,
+    constrains_devices,
+    gives_gpus_to_one_job,
+    parse_gres,
+    spool_directory,
+)
 
 RECORDED = Path(__file__).resolve().parents[1] / "recorded" / "slurmd-G"
 
@@ -183,7 +189,7 @@ def test_a_job_that_the_controller_has_forgotten_was_granted_nothing() -> None:
     ],
 )
 def test_whether_slurm_constrains_devices(said: str, answer: bool) -> None:
-    assert slurm(scontrol=said)[0].constrains_devices() is answer
+    assert constrains_devices(slurm(scontrol=said)[0].settings()) is answer
 
 
 def sge(**answers: "str | CommandFailed") -> "tuple[SgeScheduler, Answers]":
@@ -290,6 +296,59 @@ def test_which_grid_engine_jobs_are_over() -> None:
     ]
     for trouble in (CommandFailed(["ls"], 2, "No such file or directory"), CommandFailed(["ls"], None, "")):
         with pytest.raises(CommandFailed):
-            SgeScheduler(Config(), "h1", Answers(ls=trouble)).ended(owners)
+            SgeScheduler(Config(), "h1", Answers(ls=trouble)).ended_here(owners)
     scheduler = SgeScheduler(Config(), "h1", Answers(ls="1.1\n9.1\n"))
-    assert list(scheduler.ended(owners)) == ["over"]
+    assert list(scheduler.ended_here(owners)) == ["over"]
+
+
+def test_a_grid_engine_job_whose_shepherd_is_left_is_not_over(tmp_path: Path) -> None:
+    owners = [Owner("sge", job="2", grant="over", run="/spool/active_jobs/2.1")]
+    scheduler = SgeScheduler(Config(roots=Roots(proc=str(tmp_path))), "h1", Answers(ls="9.1\n"))
+    (tmp_path / "40").mkdir()
+    (tmp_path / "40" / "cwd").symlink_to("/spool/active_jobs/2.1 (deleted)")
+    assert scheduler.ended_here(owners) == {}
+    (tmp_path / "40" / "cwd").unlink()
+    assert list(scheduler.ended_here(owners)) == ["over"]
+
+
+CONFIG = "SlurmdSpoolDir          = /var/spool/%n\n"
+
+
+def test_a_slurm_job_is_over_here_when_the_step_that_lasts_as_long_was_seen_and_is_gone() -> None:
+    scheduler, runner = slurm(scontrol=CONFIG, find="n1_1.4294967291 100.5\nn1_2.0 100.5\nn1_3.4294967292 100.5\n")
+    owners = [Owner("slurm", job=str(job), grant=f"g{job}", since=100) for job in range(1, 6)]
+    assert scheduler.ended_here(owners) == {}
+    assert runner.asked[1][1] == "/var/spool/n1"
+    runner.answers["find"] = "n1_3.0 101.0\n"  # 3 still has a step, 2 and 4 never had one that says anything
+    assert list(scheduler.ended_here(owners)) == ["g1"]
+    runner.answers["find"] = ""
+    assert list(scheduler.ended_here(owners)) == ["g1", "g3"]
+    assert sum(argv[0].endswith("scontrol") for argv in runner.asked) == 1
+    assert scheduler.ended_here([]) == {} and scheduler.ended_here(owners) == {}, (
+        "what is forgotten has to be seen again"
+    )
+
+
+def test_a_step_of_an_earlier_run_of_the_job_shows_nothing() -> None:
+    scheduler, runner = slurm(scontrol=CONFIG, find="n1_1.4294967291 99.9\n")
+    owners = [Owner("slurm", job="1", grant="g1", since=100)]
+    assert scheduler.ended_here(owners) == {}
+    runner.answers["find"] = ""
+    assert scheduler.ended_here(owners) == {}
+
+
+@pytest.mark.parametrize(
+    ("types", "mode", "answer"),
+    [
+        ("gpu", "OFF", True),
+        ("gpu,nic", "REQUEUE", True),
+        ("gpu,shard", "OFF", False),
+        ("gpu,mps", "OFF", False),
+        ("gpu", "GANG,SUSPEND", False),
+        (None, None, False),
+    ],
+)
+def test_whether_slurm_gives_a_gpu_to_one_job_at_a_time(types: "str | None", mode: "str | None", answer: bool) -> None:
+    said = {} if types is None else {"GresTypes": types, "PreemptMode": str(mode)}
+    assert gives_gpus_to_one_job(said) is answer
+    assert spool_directory({}, "n1") == ""
