@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
+SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit lint soak bench rpm clean

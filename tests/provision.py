@@ -60,10 +60,11 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "hyperfine": ("hyperfine",),
     "strace": ("strace",),
     "iproute2": ("ip",),
+    "namespaces": ("ip", "mount", "nsenter", "unshare"),
 }
 """What a test may ask for, and the programs that make it up."""
 
-NEEDS_ROOT = frozenset({"slurm", "gridengine", "systemd", "dnf"})
+NEEDS_ROOT = frozenset({"slurm", "gridengine", "systemd", "dnf", "namespaces"})
 NEEDS_USERS = frozenset({"slurm", "gridengine"})
 
 

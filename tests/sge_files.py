@@ -10,7 +10,7 @@ from nodeagent.hook.sge_job import CULL_VERSION, HARD_REQUESTS, JOB_FIELDS, OWNE
 
 # CE_name (900) and the fields after it: S text, U u32, D double
 _REQUEST = "SSUSDUUSUSDUUUS"
-_CODE = {"S": 8, "U": 3, "D": 2, "L": 9}
+_CODE = {"S": 8, "U": 3, "D": 2, "L": 9, "O": 10, "-": 11}
 
 
 def _value(code: str, value: object = None) -> bytes:
@@ -38,8 +38,12 @@ def packed_job(
     slots: Sequence[tuple[str, int]] = (("n1", 1),),
     user: str = "alice",
     strings: Sequence[bytes] = (),
+    described: str = "",
 ) -> bytes:
-    """Return a job file: requests (name, text, number, consumable), (host, slots) granted, strings of the user's."""
+    """Return a job file: requests (name, text, number, consumable), (host, slots) granted, strings of the user's.
+
+    With `described` these are the fields that stand before the job, as on the slave hosts of a parallel job.
+    """
     rows = [(n, "", 1, t, v, 0, kind, "", 0, "", 0.0, 0, 0, 0, "") for n, t, v, kind in requests]
     granted = _list(2100, "SUSU", [(f"all.q@{host}", 0, host, count) for host, count in slots])
     fields: dict[int, object] = {
@@ -53,7 +57,11 @@ def packed_job(
         TASKS: _list(50, "UL", [(1, granted)]),
     }
     body = b"".join(_value(code, fields.get(at)) for at, code in enumerate(JOB_FIELDS))
-    return struct.pack(">IIII", 0, CULL_VERSION, 2, len(JOB_FIELDS)) + bytes(11) + body
+    head = struct.pack(">III", 0, CULL_VERSION, 1 if described else 2)
+    if described:
+        head += struct.pack(">I", len(described))
+        head += b"".join(struct.pack(">II", 50 + at, 0x2000 | _CODE[code]) for at, code in enumerate(described))
+    return head + struct.pack(">I", len(JOB_FIELDS)) + bytes(11) + body
 
 
 class SgeJob:
@@ -93,3 +101,30 @@ class SgeJob:
         """Return what the job's environment is now: the last line of a name wins."""
         lines = (self.directory / "environment").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
+
+
+class SlaveTask:
+    """A task of a parallel job of `slots` slots on this slave host; `place` is where its shepherd is started."""
+
+    def __init__(self, spool: Path, job: str = "603", slots: int = 2, gpus: int = 1, consumable: int = 1) -> None:
+        made = SgeJob(spool, job, gpus=gpus, slots=slots, consumable=consumable)
+        requests = [("gpu", str(gpus), float(gpus), consumable)]
+        made.file.write_bytes(packed_job(requests, (("n1", slots),), described=JOB_FIELDS))
+        for name in ("environment", "pe_hostfile"):
+            (made.directory / name).unlink()
+        self.directory = made.directory
+        self.file = made.file
+        self._lines = f"CUDA_VISIBLE_DEVICES=3\nNSLOTS=9\nJOB_ID={job}\nSGE_TASK_ID=undefined\nNSLOTS={slots}\n"
+        self.another(1)
+
+    def another(self, number: int) -> SlaveTask:
+        """Become the next task of the same job."""
+        self.place = self.directory / f"{number}.n1"
+        self.place.mkdir()
+        (self.place / "environment").write_text(self._lines)
+        return self
+
+    def exported(self) -> dict[str, str]:
+        """Return what the task's environment is now: the last line of a name wins."""
+        lines = (self.place / "environment").read_text(errors="replace").splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)

@@ -77,6 +77,8 @@ class SimulatedNode:
         self.environment = {**os.environ, **self.scenario.env, "PYTHONPATH": str(ROOT)}
         self.settings = settings
         self.node = node
+        self.entrance: list[str] = []
+        """Words before each command, where the node is a namespace."""
         self.write_config()
 
     def write_config(self, more: str = "") -> None:
@@ -92,7 +94,7 @@ class SimulatedNode:
 
     def argv(self, *words: str) -> list[str]:
         """Return the command line of a subcommand on this node."""
-        return [sys.executable, "-m", "nodeagent.cli.main", "--config", str(self.config), *words]
+        return [*self.entrance, sys.executable, "-m", "nodeagent.cli.main", "--config", str(self.config), *words]
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a subcommand."""

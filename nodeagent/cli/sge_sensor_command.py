@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from nodeagent.cli.context import loaded, open_state
 from nodeagent.cli.main import Exit
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
+from nodeagent.gpu.topology import largest_linked
 from nodeagent.hook.node import last_word
 from nodeagent.lock.cleaning import in_cleaning
 from nodeagent.lock.occupancy import Occupancy, named
@@ -41,24 +42,40 @@ def report(
     the number of free healthy ones (those in cleaning among them: a job that comes now waits for them, and that is
     milliseconds): the smaller of this and capacity minus use is what jobs are placed by. A shared GPU counts as often
     as jobs may share it. Without any word of the agent's nothing is offered or withheld; `trouble` is what is amiss
-    with that word. A node that is `unfit` as a whole offers none.
+    with that word. A node that is `unfit` as a whole offers none. `gpu_free` is how many are healthy and free,
+    `gpu_linked` how many GPUs, free as a whole, are all linked with one another: for jobs to ask for.
     """
     if unfit:
         yield f"{complex_name}:0"
         yield f"gpu_faulty:{max(1, len(units))}"
         yield f"gpu_reason:{one_word_line(unfit)}"
+        yield "gpu_free:0"
+        yield "gpu_linked:0"
         return
     faulty = [unit for unit in units if not _usable(unit, retired)]
     out = {u.unit: (retired.get(u.unit) or retired.get(u.gpu) or {}).get("reason", u.why) for u in faulty}
     blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
+    cleaning = in_cleaning(owners)
+    occupied = Occupancy({unit: owner for unit, owner in owners.items() if unit not in cleaning}, units)
+    well = [unit for unit in units if unit.unit not in out]
+    free = sum(map(occupied.free, well))
     if out or blocked:
-        cleaning = in_cleaning(owners)
-        occupied = Occupancy({unit: owner for unit, owner in owners.items() if unit not in cleaning}, units)
-        yield f"{complex_name}:{sum(occupied.free(unit) for unit in units if unit.unit not in out)}"
+        yield f"{complex_name}:{free}"
     elif units:
         yield f"{complex_name}:{sum(unit.slots for unit in units)}"
     yield f"gpu_faulty:{len(out)}"
     yield f"gpu_reason:{one_word_line('; '.join(filter(None, [trouble, *out.values()])))}"
+    if units:
+        yield f"gpu_free:{free}"
+        yield f"gpu_linked:{_linked(units, [unit for unit in well if occupied.free(unit) == unit.slots])}"
+
+
+def _linked(units: Sequence[UnitLine], free: Sequence[UnitLine]) -> int:
+    """Return the size of the largest linked set of whole free GPUs."""
+    column = {unit.unit: at for at, unit in enumerate(units)}
+    whole = [unit for unit in free if unit.unit == unit.gpu]
+    places = [column[unit.unit] for unit in whole]
+    return largest_linked([[u.links[at] if at < len(u.links) else 0 for at in places] for u in whole])
 
 
 def _usable(unit: UnitLine, retired: Mapping[str, Mapping[str, str]]) -> bool:

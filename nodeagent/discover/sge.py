@@ -7,7 +7,7 @@ from nodeagent.discover.advice import BUNDLE, Piece, Site
 
 def advise(site: Site) -> list[Piece]:
     """Return what to set in Grid Engine; see Adviser."""
-    return [_complexes(site), _host(site), _queue(site), _sensor(site), _scheduler(site)]
+    return [_complexes(site), _host(site), _queue(site), _sensor(site), _shepherd(site), _scheduler(site)]
 
 
 def _complexes(site: Site) -> Piece:
@@ -20,15 +20,17 @@ def _complexes(site: Site) -> Piece:
         ("gpu_linked", "gpu_linked", "INT", "<=", "YES", "NO", "0", "0"),
     )
     text = "\n".join(" ".join(row) for row in rows)
-    why = f"{gpu} is what jobs ask for; the others are what the load sensor tells (-l gpu_linked=4: 4 with fast links)"
+    why = (
+        f"{gpu} is what jobs ask for, the rest what the load sensor tells: "
+        f"with -l {gpu}=4,gpu_linked=4 a job waits for four GPUs that are all linked"
+    )
     return Piece("complexes", "qconf -mc", text, why)
 
 
 def _host(site: Site) -> Piece:
-    value = f"{site.config.scheduler.sge.complex}={len(site.units)}"
-    command = f"qconf -mattr exechost complex_values {value} {site.node}"
-    why = "what this host offers; a host without GPUs offers 0, so that the scheduler can compare it with the others"
-    return Piece("host", "run once a host", command, why)
+    offered = f"{site.config.scheduler.sge.complex}={sum(unit.slots for unit in site.units) or 'NUMBER'}"
+    why = "what this host offers. A host without GPUs is to offer 0, or it cannot be compared with the others"
+    return Piece("host", "once a host", f"qconf -mattr exechost complex_values {offered} {site.node}", why)
 
 
 def _queue(site: Site) -> Piece:
@@ -37,12 +39,23 @@ def _queue(site: Site) -> Piece:
 
 
 def _sensor(site: Site) -> Piece:
-    return Piece("sensor", "qconf -mconf", f"load_sensor {site.hooks}/sge-sensor", "keeps jobs off faulty GPUs")
+    why = "keeps jobs off faulty GPUs, tells how many are free and linked"
+    return Piece("sensor", "qconf -mconf", f"load_sensor {site.hooks}/sge-sensor", why)
+
+
+def _shepherd(site: Site) -> Piece:
+    why = "the same on the slave hosts of parallel jobs, where Grid Engine runs no prolog; it takes no arguments"
+    if site.config_path:
+        why += f", so point it to a script of two lines that calls it with --config {site.config_path}"
+    return Piece("shepherd", "qconf -mconf", f"shepherd_cmd {site.hooks}/prolog/sge-shepherd", why)
 
 
 def _scheduler(site: Site) -> Piece:
+    """Hosts are taken in ascending order of the formula, in which the consumable is what is left of it just now."""
     gpu = site.config.scheduler.sge.complex
     bundle = site.placement == BUNDLE
-    text = f"queue_sort_method load\nload_formula {gpu if bundle else f'-{gpu}'}\njob_load_adjustments NONE"
-    why = "the host with the fewest free GPUs first" if bundle else "the host with the most free GPUs first"
-    return Piece("scheduler", "qconf -msconf", text, why)
+    # The manual's grammar has no sign in front; no host has this many GPUs.
+    formula = gpu if bundle else f"1000-{gpu}"
+    text = f"queue_sort_method load\nload_formula {formula}\njob_load_adjustments NONE"
+    why = "small jobs fill hosts, whole ones stay free for large jobs" if bundle else "jobs go where most GPUs are free"
+    return Piece("scheduler", "qconf -msconf", text, f"{site.placement}: {why}")

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 NVLINK = 1000
 ANCESTOR_QUALITY = {0: 6, 10: 5, 20: 4, 30: 3, 40: 2, 50: 1}
 """NVML's nvmlGpuTopologyLevel_t -> quality."""
+_HOST_BRIDGE = ANCESTOR_QUALITY[30]
 TO_GPU = 0
 TO_SWITCH = 2
 """NVML's nvmlIntNvLinkDeviceType_t."""
@@ -69,6 +70,28 @@ def link_quality(here_id: str, here: Place, there_id: str, there: Place) -> int:
     levels = [level for level in (here.ancestors.get(there_id), there.ancestors.get(here_id)) if level is not None]
     pcie = ANCESTOR_QUALITY.get(min(levels), 0) if levels else 0
     return NVLINK * _nvlink(here, here_id, there, there_id) + pcie
+
+
+def largest_linked(links: Sequence[Sequence[int]]) -> int:
+    """Return how many of these GPUs, at most, are all linked with one another; 0 of none, 1 where nothing is linked.
+
+    `links` is n x n, the quality of each pair. Linked is what has NVLink between it; where no pair has, what shares a
+    PCIe host bridge. Exact; a node's GPUs fall into few groups, so the search is short.
+    """
+    n = len(links)
+    best = max((links[i][j] for i in range(n) for j in range(i)), default=0)
+    enough = NVLINK if best >= NVLINK else _HOST_BRIDGE
+    near = [{j for j in range(n) if j != i and links[i][j] >= enough} for i in range(n)]
+
+    def grow(size: int, candidates: set[int], found: int) -> int:
+        for i in sorted(candidates):
+            if size + len(candidates) <= found:
+                break
+            candidates = candidates - {i}
+            found = grow(size + 1, candidates & near[i], max(found, size + 1))
+        return found
+
+    return grow(0, set(range(n)), 0)
 
 
 def link_qualities(places: Mapping[str, Place]) -> dict[str, dict[str, int]]:

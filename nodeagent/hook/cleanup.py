@@ -226,9 +226,9 @@ def send(proc: str, process: Process, uid: int, number: int) -> bool:
         if now is None or now.start != process.start or owner_uid(proc, process.pid) != uid:
             return False
         if fd >= 0:
-            import signal  # not free; nobody waits here but for a process that should be gone
+            import _signal  # type: ignore[import-not-found]  # the module around it is not free
 
-            signal.pidfd_send_signal(fd, number)
+            _signal.pidfd_send_signal(fd, number)
         else:
             os.kill(process.pid, number)
     except OSError:  # it ended meanwhile

@@ -3,6 +3,7 @@
 import time
 
 from nodeagent.errors import UnitsUnavailable
+from nodeagent.hook import earlier
 from nodeagent.hook.node import Node
 from nodeagent.lock.cleaning import in_cleaning, take_over
 from nodeagent.lock.model import of_model
@@ -13,7 +14,7 @@ from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from nodeagent.hook.ends import Ends, Evidence
 
@@ -41,9 +42,10 @@ def take(
 ) -> "list[UnitLine]":
     """Choose `count` healthy free units, lock them all for `owner` and return them; waits up to `wait` seconds.
 
-    What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first.
-    With a `model` (lock/model.py) only units of it are there. A job gets at most one share of a GPU: two of them would
-    still be one device.
+    What the same job still holds on this node is of an earlier run that ended without an epilog: it is freed first,
+    unless processes of it are left. But a grant of `owner.grant` itself is kept and returned: the tasks of a parallel
+    job on a slave host share one. With a `model` (lock/model.py) only units of it are there. A job gets at most one
+    share of a GPU: two of them would still be one device.
     Where too few are free, so is what others hold although they are surely over (hook/ends.py).
 
     Raises:
@@ -60,13 +62,16 @@ def take(
     # No reason to refuse a job: an older release compiled hook.conf without it.
     spread = node.conf is not None and node.conf.settings.get("placement") == "spread"
     lines = of_model(verdict.units, model)
+    may_go = earlier.over(node, verdict, owner)
     ends: Ends | None = None
     over: Mapping[str, str] = {}
     while True:
         with node.store.exclusive():
             node.store.sweep()
-            _clear(node, owner, over)
-            held = _held(node)
+            _clear(node, may_go, over)
+            held = _begun(node, owner, _held(node))
+            if owner.units:
+                return lines_of(verdict, owner.units)
             occupied = Occupancy(held, verdict.units)
             retired = node.store.retired()
             usable = [u for u in lines if u.state in (OK, DEGRADED) and not named(u, retired)]
@@ -98,6 +103,24 @@ def _held(node: Node) -> "dict[str, Owner]":
     return held
 
 
+def lines_of(verdict: VerdictFile, units: "Iterable[str]") -> "list[UnitLine]":
+    """Return the lines of units that are held, in the verdict's order; one that has vanished has none."""
+    held = sorted(units)
+    return [part(line, unit) for line in verdict.units for unit in held if line.unit in (unit, unit.partition("@")[0])]
+
+
+def _begun(node: Node, owner: Owner, held: "dict[str, Owner]") -> "dict[str, Owner]":
+    """Return who holds what, and set `owner.units` if its grant is there already; half of one is of a killed hook."""
+    mine = {unit: other for unit, other in held.items() if other.grant == owner.grant}
+    for units in {other.units for other in mine.values()}:
+        if mine.keys() >= set(units):
+            owner.units = units
+            return held
+    if mine:
+        node.store.release(lambda other: other.grant == owner.grant)
+    return {unit: other for unit, other in held.items() if unit not in mine}
+
+
 def _claim(node: Node, owner: Owner, units: "Sequence[UnitLine]") -> None:
     owner.units = tuple(unit.unit for unit in units)
     owner.gpus = tuple(unit.gpu for unit in units)
@@ -110,14 +133,12 @@ def _ends(node: Node, evidence: "Evidence | None") -> "Ends":
     return Ends(node.boot_id, evidence)
 
 
-def _clear(node: Node, owner: Owner, over: "Mapping[str, str]") -> None:
-    """Free what the job itself still holds, and the grants that are over; under the flock.
+def _clear(node: Node, mine: "Callable[[Owner], bool]", over: "Mapping[str, str]") -> None:
+    """Free what the job itself still holds (`mine`), and the grants that are over; under the flock.
 
     A grant's name is random and never used again: one that was over before the flock was had is over now.
     """
-    freed = node.store.release(
-        lambda held: held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task) or held.grant in over
-    )
+    freed = node.store.release(lambda held: mine(held) or held.grant in over)
     for grant in {held.grant for held in freed.values()} & over.keys():
         units = [unit for unit, held in freed.items() if held.grant == grant]
         node.event("lock_reconciled", freed[units[0]], units=" ".join(units), why=over[grant])
@@ -168,10 +189,14 @@ def record(node: Node, owner: Owner, units: "Sequence[UnitLine]", evidence: "Evi
     """
     deadline = time.monotonic() + CLEANING_WAIT
     over: Mapping[str, str] | None = None
+
+    def mine(held: Owner) -> bool:
+        return held.is_job(owner.scheduler, owner.cluster, owner.job, owner.task)
+
     while True:
         with node.store.exclusive():
             node.store.sweep()
-            _clear(node, owner, over or {})
+            _clear(node, mine, over or {})
             held = _held(node)
             cleaning = _in_the_way(node, units, held)
             if cleaning and time.monotonic() >= deadline:

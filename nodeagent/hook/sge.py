@@ -7,6 +7,7 @@ from nodeagent.hook import emit, epilog, isolation, prolog
 from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
+from nodeagent.hook.sge_login import remember_spool
 from nodeagent.lock.model import is_pattern
 from nodeagent.lock.record import Owner
 from nodeagent.state import reruns
@@ -41,9 +42,12 @@ def job_and_task(environ: "Mapping[str, str]") -> "tuple[str, str]":
 
 
 class Job:
-    """The job as Grid Engine's own files tell it: `job`, `task` (empty outside arrays), spool directories, owner."""
+    """The job as Grid Engine's own files tell it: `job`, `task` (empty outside arrays), spool directories, owner.
 
-    __slots__ = ("admin_uids", "directory", "job", "spool", "task")
+    `place` is where the environment is that will be the job's: its spool directory, or that of one of its slave tasks.
+    """
+
+    __slots__ = ("admin_uids", "directory", "job", "place", "spool", "task")
 
     def __init__(self, conf: "HookConf | None", environ: "Mapping[str, str]") -> None:
         """Find the job's spool directory.
@@ -59,6 +63,7 @@ class Job:
         self.directory = environ.get("SGE_JOB_SPOOL_DIR", "")
         if not self.directory.endswith(f"/active_jobs/{self.job}.{self.task or '1'}"):
             raise BadRequest("SGE_JOB_SPOOL_DIR", self.directory, "this job's active_jobs directory")
+        self.place = self.directory
         self.spool = self.directory.rpartition("/active_jobs/")[0]
         if conf is not None:
             self.admin_uids = tuple(int(uid) for uid in conf.text("scheduler.sge.admin_uids").split())
@@ -99,7 +104,7 @@ class Job:
     def export(self, pairs: "Iterable[tuple[str, str]]") -> None:
         """Append to the environment that the job will get; the last line of a name wins over the user's own."""
         data = "".join(f"{name}={value}\n" for name, value in pairs).encode("utf-8", "surrogateescape")
-        path = f"{self.directory}/environment"
+        path = f"{self.place}/environment"
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_uid not in (0, os.geteuid(), *self.admin_uids):
@@ -165,6 +170,7 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Choose, lock and export the job's GPUs; a job without any is told to see none."""
     node = open_node(arguments)
     job = Job(node.conf, environ)
+    remember_spool(node.state, job.spool)
     request = read_request(node, job)
     conf = node.conf
     name, host = DEFAULT_COMPLEX, ""
@@ -172,7 +178,7 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         name, host = conf.text("scheduler.sge.complex"), conf.text("node_name")
     try:
         count = request.units(name, host)
-        model = _model(conf, request)
+        model = model_of(conf, request)
     except (BadAmount, BadRequest) as error:
         node.event("malformed_request", job=job.job, task=job.task, user=request.owner, why=str(error))
         tell_user(str(error))
@@ -197,7 +203,7 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     return _grant(node, conf, node.verdict, job, owner, count, environ, model)
 
 
-def _model(conf: "HookConf | None", request: JobFile) -> str:
+def model_of(conf: "HookConf | None", request: JobFile) -> str:
     """Return the model that the job asks for; empty if it takes any.
 
     Raises:
@@ -232,7 +238,7 @@ def _grant(
         return SGE_RERUN
     try:
         wait = conf.number("hooks.wait_for_units")
-        units = prolog.take(node, verdict, owner, count, wait, model, _evidence(node, job))
+        units = prolog.take(node, verdict, owner, count, wait, model, evidence_of(node, job))
     except prolog.UnitsRetired as error:
         return _give_back(node, conf, owner, error)
     except prolog.UnitsBusy as error:
@@ -244,7 +250,7 @@ def _grant(
         return SGE_USER_ERROR
     try:
         constrained = isolation.begin(node, conf, owner, units, job.shepherd)
-        job.export(_environment(node, conf, units, environ, constrained))
+        job.export(environment(node, conf, units, environ, constrained))
         reruns.forget(node.state, owner.job, owner.task)
     except BaseException:  # it goes on to the boundary; nothing stays locked for a job that will not start
         epilog.release(node.state, "sge", owner.cluster, owner.job, owner.task)
@@ -253,7 +259,9 @@ def _grant(
     return 0
 
 
-def _evidence(node: Node, job: Job) -> "Evidence":
+def evidence_of(node: Node, job: Job) -> "Evidence":
+    """Return what asks the spool directory of this job's host which grants are over."""
+
     def look(owners: "Mapping[str, Owner]") -> "Mapping[str, str]":
         from nodeagent.hook.ends import grid_engine
 
@@ -262,9 +270,10 @@ def _evidence(node: Node, job: Job) -> "Evidence":
     return look
 
 
-def _environment(
+def environment(
     node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]", constrained: bool
 ) -> "list[tuple[str, str]]":
+    """Return what a job with these units gets; `environ` is what it has so far."""
     binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
     devices = emit.gpu_environment(emit.visible_devices(conf, units, constrained))
     return [*devices, *emit.share_environment(conf, units), *binds]

@@ -2,8 +2,9 @@
 
 `<spool>/jobs/NN/NNNN/NNNN.TASK` is one packed job object (CULL, big-endian). It is read strictly, field after field
 from the first byte to the last, never searched: a string that a user controls ends at its NUL at a known place, so
-nothing in it can be taken for a request. Lists carry a description of their elements; the job itself does not, so its
-85 fields of Son of Grid Engine 8.1.9 stand here. A file of any other form is refused, and `qstat -xml` asked instead.
+nothing in it can be taken for a request. Lists carry a description of their elements; the job itself does so on slave
+hosts only, so its 85 fields of Son of Grid Engine 8.1.9 stand here. A file of any other form is refused, and
+`qstat -xml` asked instead.
 """
 
 from nodeagent.errors import NodeAgentError
@@ -184,7 +185,9 @@ def read_job(path: str, data: bytes) -> JobFile:
     reader = _Reader(path, data)
     if reader.word() != 0 or reader.word() != CULL_VERSION:
         raise reader.bad("not a packed job of the known version")
-    reader.word()
+    if reader.word() == _FREE_ELEMENT:  # on the slave hosts of a parallel job the fields are described
+        if "".join(code for _, code in reader.description()) != JOB_FIELDS:
+            raise reader.bad("other fields than a job's")
     reader.changed(len(JOB_FIELDS))
     job = [reader.value(code, 0) for code in JOB_FIELDS]
     if reader.at != len(data):

@@ -100,11 +100,11 @@ class Cluster(ABC):
 
         The environment is that of a fresh login, the cluster's own variables and `env`.
         """
-        full = process.as_user(user, [process.program(argv[0], *self.client_directories), *argv[1:]])
+        words, environment = self.invocation(user, argv)
         return subprocess.run(
-            full,
+            words,
             input=stdin,
-            env={**process.clean_environment(user, **self.environment), **(env or {})},
+            env={**environment, **(env or {})},
             cwd=self.work(user),
             timeout=timeout,
             capture_output=True,
@@ -112,6 +112,15 @@ class Cluster(ABC):
             errors="replace",
             check=False,
         )
+
+    def invocation(self, user: str, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The words and the environment that run a client command as `user` where the cluster is."""
+        full = process.as_user(user, [process.program(argv[0], *self.client_directories), *argv[1:]])
+        return [*self._entrance(self.work(user)), *full], process.clean_environment(user, **self.environment)
+
+    def _entrance(self, cwd: Path) -> list[str]:  # noqa: ARG002 - for clusters that are elsewhere
+        """The words before a client command that run it where the cluster is, in `cwd`."""
+        return []
 
     def checked(self, *argv: str) -> str:
         """A client command as root; returns its output, raises CommandFailed."""

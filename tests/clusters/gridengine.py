@@ -1,8 +1,9 @@
-"""A real Grid Engine on this host: a cell of its own, one master, one exec host, one queue.
+"""A real Grid Engine on this host: a cell of its own, one master, one queue, one exec host or several.
 
-Both daemons listen on every address of the host (they know no bind address), on ports chosen for each cluster, for as
-long as the cluster is up. Hooks and jobs see `SGE_ND=1` in their environment, by which the daemons stay in the
-foreground.
+The one exec host is this machine: both daemons listen on every address of it (they know no bind address), on ports
+chosen for each cluster, for as long as the cluster is up. Several are namespaces of it (see `hosts.py`); the master and
+client commands are on the first of them. Hooks and jobs see `SGE_ND=1` in their environment, by which the daemons stay
+in the foreground.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from tests.clusters import gridengine_cell as cell
 from tests.clusters import process
 from tests.clusters.cluster import Cluster
+from tests.clusters.hosts import Hosts
 from tests.clusters.process import ClusterError, CommandFailed, Daemon, wait_for
 
 QUEUE = "all.q"
@@ -28,8 +30,9 @@ class GridEngineCluster(Cluster):
     """One Grid Engine cluster.
 
     `prolog` and `epilog` are the queue's attributes in full, such as `root@/path --config /other`; `load_sensor`
-    is a path. The exec host offers `gpus` of the complex `gpu`; the queue `all.q` has `slots` slots and the
-    parallel environment `smp`. `complexes` are lines as `qconf -sc` writes them.
+    is a path. Each exec host offers `gpus` of the complex `gpu`; the queue `all.q` has `slots` slots on each and the
+    parallel environments `smp` (one host) and `mpi` (round robin). `complexes` are lines as `qconf -sc` writes them.
+    With `hosts` there are as many exec hosts as names.
     """
 
     client_directories = (str(cell.BINARIES),)
@@ -44,17 +47,20 @@ class GridEngineCluster(Cluster):
         complexes: Sequence[str] = cell.COMPLEXES,
         *,
         slots: int = 8,
+        hosts: Sequence[str] = (),
     ) -> None:
         super().__init__(directory)
         self.root = directory / "root"
-        self.host = socket.gethostname()
+        self.hosts = tuple(hosts) or (socket.gethostname(),)
+        self.host = self.hosts[0]
+        self._namespaces = Hosts(self._nursery, directory, hosts) if hosts else None
         self._hooks = {"prolog": prolog or "NONE", "epilog": epilog or "NONE"}
         self._gpus = gpus
         self._load_sensor = str(load_sensor) if load_sensor else "none"
         self._complexes = tuple(complexes)
         self._slots = slots
         self._qmaster: Daemon | None = None
-        self._execd: Daemon | None = None
+        self._execds: dict[str, Daemon] = {}
         self._ports = [0, 0]
 
     @property
@@ -70,22 +76,35 @@ class GridEngineCluster(Cluster):
 
     @property
     def spool(self) -> Path:
-        """The exec daemon's spool directory of this host: `jobs`, `active_jobs`, `messages`.
+        """The exec daemon's spool directory of the first host."""
+        return self.spool_of(self.host)
+
+    def spool_of(self, host: str) -> Path:
+        """An exec daemon's spool directory: `jobs`, `active_jobs`, `messages`.
 
         The daemon names it after what the host's address resolves to, which host_aliases does not change:
         `localhost` on a machine that has only loopback.
         """
         top = self.directory / "execd"
-        return next(top.glob("*"), top / self.host)
+        return top / host if self._namespaces else next(top.glob("*"), top / host)
+
+    def enter(self, host: str, cwd: Path | str = "/") -> list[str]:
+        """The words before a command that run it on that host."""
+        return self._namespaces.enter(host, cwd) if self._namespaces else []
+
+    def _entrance(self, cwd: Path) -> list[str]:
+        return self.enter(self.host, cwd)
 
     def stop(self) -> None:
         """End every process of the cluster, jobs and their leftovers included. Harmless when repeated."""
         super().stop()
-        self._qmaster = self._execd = None
+        self._qmaster = None
+        self._execds.clear()
 
     def log_files(self) -> list[Path]:
-        """The logs of both daemons."""
-        return [*super().log_files(), self.directory / "qmaster" / "messages", self.spool / "messages"]
+        """The logs of all daemons."""
+        spools = [self.spool_of(host) / "messages" for host in self.hosts]
+        return [*super().log_files(), self.directory / "qmaster" / "messages", *spools]
 
     # daemons
 
@@ -94,23 +113,25 @@ class GridEngineCluster(Cluster):
         daemon = self._qmaster = self._launch("sge_qmaster")
         wait_for(lambda: self._answers(daemon, "qconf", "-sconf"), timeout, daemon.name, self.log_tails)
 
-    def start_execd(self, timeout: float = 20) -> None:
-        """Start the exec daemon; returns when it listens and the master knows its load."""
-        daemon = self._execd = self._launch("sge_execd")
-        wait_for(lambda: process.listens(self._ports[1]), timeout, daemon.name, self.log_tails)
-        wait_for(lambda: self._answers(daemon, "qconf", "-se", self.host), timeout, daemon.name, self.log_tails)
-        wait_for(lambda: self.qhost_values("num_proc"), timeout, "the exec host's load", self.log_tails)
+    def start_execd(self, timeout: float = 20, host: str = "") -> None:
+        """Start the exec daemon (of the first host, or of another); returns when the master knows its load."""
+        name = host or self.host
+        daemon = self._execds[name] = self._launch("sge_execd", name)
+        ping = ("qping", "-info", name, str(self._ports[1]), "execd", "1")
+        wait_for(lambda: self._answers(daemon, *ping), timeout, daemon.name, self.log_tails)
+        wait_for(lambda: self._answers(daemon, "qconf", "-se", name), timeout, daemon.name, self.log_tails)
+        wait_for(lambda: self.qhost_values("num_proc", name), timeout, f"the load of {name}", self.log_tails)
 
     def kill_qmaster(self, sig: int = signal.SIGKILL) -> None:
         """End the master daemon with a signal; SIGSTOP freezes it instead, SIGCONT wakes it."""
         self._signal(self._qmaster, sig)
 
-    def kill_execd(self, sig: int = signal.SIGKILL) -> None:
+    def kill_execd(self, sig: int = signal.SIGKILL, host: str = "") -> None:
         """End the exec daemon with a signal, its jobs go on; SIGSTOP freezes it instead, SIGCONT wakes it.
 
         An exec daemon that is started again looks after such jobs once a minute: until then they stay listed as `r`.
         """
-        self._signal(self._execd, sig)
+        self._signal(self._execds.get(host or self.host), sig)
 
     # jobs
 
@@ -211,19 +232,23 @@ class GridEngineCluster(Cluster):
         """Set attributes of the global configuration, such as `load_report_time="00:00:05"`."""
         self._modify("-Mconf", attributes, self.qconf("-sconf"), name="global")
 
+    def set_scheduler(self, **attributes: str) -> None:
+        """Set attributes of the scheduler's configuration, such as `load_formula="gpu"`."""
+        self._modify("-Msconf", attributes, self.qconf("-ssconf"))
+
     def set_load_sensor(self, path: Path | str | None) -> None:
         """Let the exec daemon run that load sensor; None removes it. Its first values follow after a report or two."""
         self.set_global(load_sensor=str(path) if path else "none")
 
-    def qhost_values(self, complex_name: str) -> str | None:
-        """The value of a complex on the host as `qhost -F` gives it, whatever its source; None where there is none."""
-        text = self.checked("qhost", "-F", "-h", self.host)
+    def qhost_values(self, complex_name: str, host: str = "") -> str | None:
+        """The value of a complex on a host as `qhost -F` gives it, whatever its source; None where there is none."""
+        text = self.checked("qhost", "-F", "-h", host or self.host)
         found = re.search(rf"^\s+\w\w:{re.escape(complex_name)}=(.*)$", text, re.MULTILINE)
         return found.group(1).strip() if found else None
 
-    def queue_state(self) -> str:
-        """The state letters of the queue on this host, such as E, d, a or u; empty when it is well."""
-        for line in self.qstat("-f", "-q", QUEUE).splitlines():
+    def queue_state(self, host: str = "") -> str:
+        """The state letters of the queue on a host, such as E, d, a or u; empty when it is well."""
+        for line in self.qstat("-f", "-q", f"{QUEUE}@{host or self.host}").splitlines():
             if line.startswith(f"{QUEUE}@"):
                 fields = line.split()
                 return fields[5] if len(fields) > 5 else ""
@@ -240,42 +265,55 @@ class GridEngineCluster(Cluster):
         self._ports = process.free_ports(2)
         new = not self.root.exists()
         if new:
-            cell.make_files(self.directory, self.host, self._ports[0], self._load_sensor)
+            cell.make_files(self.directory, self.hosts, self._ports[0], self._load_sensor)
+        if self._namespaces:
+            self._namespaces.start(timeout)
+        if new:
             for argv in cell.database_commands(self.directory):
                 self.checked(*argv)
         self.start_qmaster(timeout)
         if new:
-            self._configure(timeout)
-        else:
-            self.start_execd(timeout)
+            self._configure()
+        for host in self.hosts:
+            self.start_execd(timeout, host)
+            if new and self._gpus:
+                self.qconf("-aattr", "exechost", "complex_values", f"gpu={self._gpus}", host)
+        if new:
+            self._make_queue()
 
-    def _configure(self, timeout: float) -> None:
-        """Make what a new cell lacks: the host, complexes, parallel environment, scheduler's pace, and the queue."""
-        self.qconf("-ah", self.host)
-        self.qconf("-as", self.host)
+    def _configure(self) -> None:
+        """Make what a new cell lacks: the hosts, complexes, parallel environments, and the scheduler's pace."""
+        for at, host in enumerate(self.hosts):
+            self.qconf("-ah", host)
+            self.qconf("-as", host)
+            if self._namespaces:
+                self._from_file("-Aconf", cell.host_settings(self._ports[0], at, len(self.hosts)), host)
         plain = [line for line in self.qconf("-sc").splitlines() if not line.startswith("#")]
         self._from_file("-Mc", "".join(f"{line}\n" for line in (*plain, *self._complexes)))
         self._from_file("-Ap", cell.PARALLEL_ENVIRONMENT)
+        self._from_file("-Ap", cell.replace_settings(cell.PARALLEL_ENVIRONMENT, cell.ACROSS_HOSTS))
         self._modify("-Msconf", cell.SCHEDULER_SETTINGS, self.qconf("-ssconf"))
-        self.start_execd(timeout)
-        if self._gpus:
-            self.qconf("-aattr", "exechost", "complex_values", f"gpu={self._gpus}", self.host)
+
+    def _make_queue(self) -> None:
         queue = {
             "qname": QUEUE,
-            "hostlist": self.host,
+            "hostlist": " ".join(self.hosts),
             "slots": str(self._slots),
             "load_thresholds": "NONE",
-            "pe_list": "smp",
+            "pe_list": "smp mpi",
             "tmpdir": f"{self.directory}/tmp",
             **self._hooks,
         }
         self._modify("-Aq", queue, self.qconf("-sq"))
-        wait_for(lambda: self.queue_state() == "", 10, f"{QUEUE} to be well", self.log_tails)
+        for host in self.hosts:
+            wait_for(lambda host=host: self.queue_state(host) == "", 10, f"{QUEUE} on {host}", self.log_tails)  # type: ignore[misc]
 
-    def _launch(self, name: str) -> Daemon:
+    def _launch(self, name: str, host: str = "") -> Daemon:
         """Start a daemon in the foreground, which SGE_ND asks for."""
         base = {"PATH": process.SYSTEM_PATH, "LANG": "C.UTF-8", "SGE_ND": "1"}
-        return self._nursery.start(name, [str(cell.BINARIES / name)], {**base, **self.environment})
+        argv = [*self.enter(host or self.host), str(cell.BINARIES / name)]
+        label = f"{name}-{host}" if self._namespaces and host else name
+        return self._nursery.start(label, argv, {**base, **self.environment})
 
     def _modify(self, option: str, settings: Mapping[str, str], current: str, name: str = "settings") -> None:
         self._from_file(option, cell.replace_settings(current, settings), name)

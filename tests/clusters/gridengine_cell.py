@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 BINARIES = Path("/usr/lib/gridengine")
@@ -36,6 +36,9 @@ urgency_slots      min
 accounting_summary FALSE
 qsort_args         NONE
 """
+
+ACROSS_HOSTS = {"pe_name": "mpi", "allocation_rule": "$round_robin", "job_is_first_task": "FALSE"}
+"""What is different in the parallel environment whose jobs are on several hosts."""
 
 GLOBAL_SETTINGS = {
     "load_report_time": "00:00:02",
@@ -68,7 +71,18 @@ def replace_settings(text: str, settings: Mapping[str, str]) -> str:
     return "\n".join(kept + added) + "\n"
 
 
-def make_files(directory: Path, host: str, port: int, load_sensor: str) -> None:
+def group_range(port: int, at: int = 0, of: int = 1) -> str:
+    """The additional group ids of the `at`th of so many hosts of the cluster with that port."""
+    first, each = GROUPS_FROM + port % 400 * GROUPS_EACH, GROUPS_EACH // of
+    return f"{first + at * each}-{first + (at + 1) * each - 1}"
+
+
+def host_settings(port: int, at: int, of: int) -> str:
+    """The local configuration of one of several hosts: they share the kernel, and so their jobs' group ids."""
+    return f"gid_range {group_range(port, at, of)}\n"
+
+
+def make_files(directory: Path, hosts: Sequence[str], port: int, load_sensor: str) -> None:
     """Make SGE_ROOT and the spool directories below `directory`, and `configuration` for the database."""
     root = directory / "root"
     common = root / CELL / "common"
@@ -87,14 +101,14 @@ def make_files(directory: Path, host: str, port: int, load_sensor: str) -> None:
         "binary_path": str(BINARIES),
     }
     (common / "bootstrap").write_text(replace_settings((SHARED / "default-bootstrap").read_text(), bootstrap))
-    (common / "act_qmaster").write_text(f"{host}\n")
-    (common / "host_aliases").write_text(f"{host} localhost\n")
-    groups = GROUPS_FROM + port % 400 * GROUPS_EACH
+    (common / "act_qmaster").write_text(f"{hosts[0]}\n")
+    if len(hosts) == 1:  # its address is loopback's
+        (common / "host_aliases").write_text(f"{hosts[0]} localhost\n")
     settings = {
         **GLOBAL_SETTINGS,
         "execd_spool_dir": f"{directory}/execd",
         "load_sensor": load_sensor,
-        "gid_range": f"{groups}-{groups + GROUPS_EACH - 1}",
+        "gid_range": group_range(port),
     }
     text = (SHARED / "default-configuration").read_text()
     (directory / "configuration").write_text(replace_settings(text, settings))

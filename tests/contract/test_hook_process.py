@@ -386,7 +386,8 @@ def test_no_state_directory(tmp_path: Path, kind: str, instead: str) -> None:
         check_sge_gives_way(node, SgeJob(tmp_path / "spool"))
     assert not (tmp_path / "elsewhere/locks").exists()
     if instead == "nothing":
-        assert sorted(os.listdir(node.state_dir)) == ["events", "lock", "locks"]
+        spool = ["sge-spool"] if kind == "sge" else []
+        assert sorted(os.listdir(node.state_dir)) == ["events", "lock", "locks", *spool]
         assert os.listdir(node.state_dir / "locks") == []
 
 

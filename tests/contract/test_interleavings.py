@@ -153,6 +153,7 @@ class Watch:
         self.store = Store(scene.node.state)
         self.owners = self.store.owners()
         self.out: set[str] = set()
+        self.left: dict[int, list[str]] = {}
 
     def step(self, actor: Stepped, both: Sequence[Stepped]) -> None:
         """Judge what the actor's last step changed."""
@@ -172,9 +173,10 @@ class Watch:
             self.out.add(uuid(0))
         if any(one.operation == "restore" and one.at != BEGIN for one in both):
             self.out.clear()
-        if actor.at == UNLOCKED and actor.operation in ENDS:
-            left = [unit for unit, owner in self.owners.items() if owner.job == ENDS[actor.operation]]
-            assert not left, f"{actor.operation} left {left}"
+        if actor.at == UNLOCKED and actor.operation in ENDS:  # what it leaves when it has the flock for the last time
+            self.left[id(actor)] = [unit for unit, owner in self.owners.items() if owner.job == ENDS[actor.operation]]
+        if actor.at == RETURNED and actor.operation in ENDS:
+            assert not self.left[id(actor)], f"{actor.operation} left {self.left[id(actor)]}"
         assert sum(one.inside for one in both) < 2, "two writers at once"
         if not any(one.inside for one in both):
             self.whole()

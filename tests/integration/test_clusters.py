@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.clusters import process
 from tests.clusters.gridengine import GridEngineCluster
+from tests.clusters.hosts import Hosts
 from tests.clusters.nursery import descendants
 from tests.clusters.process import ClusterError, Nursery, open_directory, wait_for
 from tests.clusters.slurm import SlurmCluster
@@ -210,6 +213,33 @@ class TestGridEngine:
             cluster.stop()
             assert alive(pids) == []
         assert not directory.exists()
+
+
+class TestHosts:
+    """Several hosts, each a namespace."""
+
+    def test_a_job_runs_on_each_and_nothing_is_left_after_stop(self) -> None:
+        require("gridengine")
+        require("namespaces")
+        links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+        with open_directory("gridengine-") as directory:
+            cluster = GridEngineCluster(directory, gpus=1, hosts=("h1", "h2", "h3"))
+            cluster.start()
+            jobs = [cluster.submit("bob", ["-l", "gpu=1"], "hostname; sleep 600\n") for _ in cluster.hosts]
+            for job in jobs:
+                wait_for(lambda job=job: cluster.job_output(job), 10, f"job {job}")  # type: ignore[misc]
+            assert {cluster.job_output(job).strip() for job in jobs} == {"h1", "h2", "h3"}
+            pids = cluster.pids()
+            cluster.stop()
+            assert alive(pids) == []
+        assert not directory.exists()
+        assert subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout == links
+
+    def test_where_there_are_no_namespaces_it_says_why(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        refused = executable(tmp_path / "unshare", "echo 'unshare failed: Operation not permitted' >&2; exit 1")
+        monkeypatch.setattr(process, "program", lambda name, *_: str(refused) if name == "unshare" else name)
+        with Nursery(tmp_path) as nursery, pytest.raises(ClusterError, match="h1: .*\n.*Operation not permitted"):
+            Hosts(nursery, tmp_path, ("h1", "h2")).start()
 
 
 class TestNursery:

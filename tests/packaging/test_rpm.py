@@ -25,6 +25,8 @@ SINGLE = {
     "/etc/gpu-nodeagent/conf.d": "drwxr-xr-x",
     "/etc/gpu-nodeagent/conf.d/README": "-rw-r--r--",
     "/etc/gpu-nodeagent/config.yaml": "-rw-r--r--",
+    "/etc/profile.d/gpu-nodeagent.csh": "-rw-r--r--",
+    "/etc/profile.d/gpu-nodeagent.sh": "-rw-r--r--",
     "/run/gpu-nodeagent": "drwxr-xr-x",
     "/usr/bin/gpu-nodeagent": "-rwxr-xr-x",
     "/usr/lib/systemd/system/gpu-nodeagent.service": "-rw-r--r--",
@@ -32,7 +34,10 @@ SINGLE = {
     "/usr/share/doc/gpu-nodeagent": "drwxr-xr-x",
     "/var/lib/gpu-nodeagent": "drwxr-xr-x",
 }
-HOOK_FILES = ("prolog/slurm", "prolog/slurm-task", "prolog/sge", "epilog/slurm", "epilog/sge")
+HOOK_FILES = (
+    *("prolog/slurm", "prolog/slurm-task", "epilog/slurm"),
+    *("prolog/sge", "prolog/sge-shepherd", "prolog/sge-login", "epilog/sge"),
+)
 
 pytestmark = pytest.mark.timeout(300)
 

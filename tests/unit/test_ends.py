@@ -138,7 +138,7 @@ def test_a_prolog_that_finds_too_few_frees_what_is_over_and_says_so(
         place.node.store.claim(owner)
     assert place.node.verdict is not None
     mine = place.node.owner("sge", "9")
-    look = sge._evidence(place.node, sge.Job(place.node.conf, place.mine.environ))
+    look = sge.evidence_of(place.node, sge.Job(place.node.conf, place.mine.environ))
     with pytest.raises(prolog.UnitsBusy):
         prolog.take(place.node, place.node.verdict, mine, 2, wait=0.0, evidence=look)
     assert place.laid_out.held() == {0: "7"}, "one look is not enough"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nodeagent.gpu.topology import TO_GPU, TO_SWITCH, NvLink, Place, link_qualities, link_quality
+import pytest
+
+from nodeagent.gpu.topology import TO_GPU, TO_SWITCH, NvLink, Place, largest_linked, link_qualities, link_quality
 from nodeagent.lock.placement import choose
 
 A, B, C, D = "0000:06:00.0", "0000:07:00.0", "0000:85:00.0", "0000:86:00.0"
@@ -74,3 +76,24 @@ def test_placement_takes_the_pair_with_the_double_link() -> None:
     ids = sorted(places)
     matrix = [[table[one].get(other, 0) for other in ids] for one in ids]
     assert [ids[at] for at in choose(2, matrix)] == [A, C]
+
+
+def _graph(n: int, pairs: set[tuple[int, int]], quality: int, rest: int = 1) -> list[list[int]]:
+    return [[quality if (min(i, j), max(i, j)) in pairs else rest for j in range(n)] for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("links", "size"),
+    [
+        ([], 0),
+        ([[0]], 1),
+        (_graph(3, set(), 0, rest=0), 1),
+        (_graph(3, set(), 0, rest=2), 1),
+        (_graph(4, {(0, 1), (1, 2), (0, 2)}, 5), 3),
+        (_graph(4, {(0, 1), (1, 2), (2, 3), (0, 3)}, 4000, rest=6), 2),
+        (_graph(16, {(i, j) for i in range(16) for j in range(i + 1, 16)}, 12000), 16),
+        (_graph(16, {(i, j) for i in range(16) for j in range(i + 1, 16) if j != i + 8}, 12000), 8),
+    ],
+)
+def test_the_largest_set_that_is_linked_throughout(links: list[list[int]], size: int) -> None:
+    assert largest_linked(links) == size

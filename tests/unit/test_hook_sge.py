@@ -1,5 +1,6 @@
 """Grid Engine's hooks: the outcome table of the design, row by row."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from nodeagent.errors import NodeAgentError
 from nodeagent.hook import sge
 from nodeagent.hook.sge_job import BadAmount, UnknownJobFile, job_file, read_job
+from nodeagent.lock.record import Owner
 from nodeagent.state import events
 from nodeagent.state.verdict_file import UnitLine
 from tests.sge_files import SgeJob, packed_job
@@ -511,3 +513,59 @@ def test_a_set_for_another_driver_than_runs_is_not_bound(driver_node: LaidOutNod
     job = SgeJob(tmp_path / "spool", gpus=1)
     assert prolog(driver_node, job) == 0
     assert "APPTAINER_BINDPATH" not in job.exported()
+
+
+# -- the same job again -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_processes(tmp_path: Path) -> LaidOutNode:
+    """A node where a process of the job's user has GPU 1 open, and one of somebody else's GPU 0."""
+    for name, uid, target in ((70, os.getuid(), "nvidia1"), (71, os.getuid() + 1, "nvidia0")):
+        home = tmp_path / "proc" / str(name)
+        (home / "fd").mkdir(parents=True)
+        (home / "stat").write_text(f"{name} (a) S " + "0 " * 18 + "7 0 0\n")
+        (home / "fd" / "3").symlink_to(tmp_path / "dev" / target)
+        os.chown(home, uid, -1)
+    (tmp_path / "proc/sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text(Path("/proc/sys/kernel/random/boot_id").read_text())
+    (tmp_path / "dev").mkdir()
+    for index, real in enumerate(("zero", "null", "full", "random")):
+        (tmp_path / "dev" / f"nvidia{index}").symlink_to(f"/dev/{real}")
+    roots = f"roots: {{proc: {tmp_path}/proc, dev: {tmp_path}/dev}}\n"
+    return LaidOutNode(tmp_path, "sge", settings="hooks: {wait_for_units: 0}\n" + roots)
+
+
+def held_earlier(node: LaidOutNode, index: int) -> None:
+    """Leave the lock of an earlier run of job 603, of this user."""
+    owner = Owner("sge", job="603", grant=f"earlier{index}", uid=str(os.getuid()), units=(uuid(index),))
+    with node.store.exclusive():
+        node.store.claim(owner)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a process of another user: root only")
+
+
+@as_root
+def test_a_gpu_that_a_process_of_the_jobs_earlier_run_has_open_is_not_given_to_it_again(
+    with_processes: LaidOutNode, tmp_path: Path
+) -> None:
+    node = with_processes
+    for index in (0, 1):
+        held_earlier(node, index)
+    job = SgeJob(tmp_path / "spool", gpus=3)
+    assert prolog(node, job) == 0
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == "0,2,3"  # GPU 0 is open to somebody else only: monitoring
+    assert node.store.owners()[uuid(1)].grant == "earlier1"
+    assert kinds(node) == ["earlier_run_lives", "grant"]
+    assert epilog(node, job) == 0
+    assert node.held() == {}
+
+
+@as_root
+def test_too_few_gpus_beside_those_of_an_earlier_run_give_the_job_back(
+    with_processes: LaidOutNode, tmp_path: Path
+) -> None:
+    held_earlier(with_processes, 1)
+    assert prolog(with_processes, SgeJob(tmp_path / "spool", gpus=4)) == 99
+    assert with_processes.held() == {1: "603"}

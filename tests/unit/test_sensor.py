@@ -17,7 +17,10 @@ def values(*states: str, trouble: str = "", **how: dict[str, object]) -> dict[st
     retired = how.get("retired", {})
     owners = how.get("owners", {})
     lines = report(units(*states), retired, owners, "gpu", trouble)  # type: ignore[arg-type]
-    return dict(line.split(":", 1) for line in lines)
+    found = dict(line.split(":", 1) for line in lines)
+    free = int(found.pop("gpu_free", "-1"))
+    assert int(found.pop("gpu_linked", "-1")) <= free
+    return found
 
 
 def test_a_healthy_host_offers_all_it_has_whatever_is_in_use() -> None:
@@ -52,7 +55,18 @@ def test_without_any_word_of_the_agents_nothing_is_offered_or_withheld_and_it_is
 def test_a_node_that_is_unfit_as_a_whole_offers_nothing() -> None:
     for lines in (units("OK", "OK"), ()):
         found = dict(line.split(":", 1) for line in report(lines, {}, {}, "gpu", unfit="versions differ"))
-        assert found == {"gpu": "0", "gpu_faulty": str(max(1, len(lines))), "gpu_reason": "versions differ"}
+        told = {"gpu": "0", "gpu_faulty": str(max(1, len(lines))), "gpu_reason": "versions differ"}
+        assert found == {**told, "gpu_free": "0", "gpu_linked": "0"}
+
+
+def test_free_gpus_and_the_largest_linked_set_of_them_are_told() -> None:
+    """Two pairs with NVLink each: GPUs 0 and 1, 2 and 3."""
+    links = [(0, 4000, 1, 1), (4000, 0, 1, 1), (1, 1, 0, 4000), (1, 1, 4000, 0)]
+    lines = tuple(UnitLine(f"GPU-{i}", i, i, "", "", 0, links[i], "OK") for i in range(4))
+    for held, free, linked in (((), 4, 2), ((1,), 3, 2), ((1, 2), 2, 1), ((0, 1, 2, 3), 0, 0)):
+        found = dict(line.split(":", 1) for line in report(lines, {}, {f"GPU-{i}": JOB for i in held}, "gpu"))
+        assert (found["gpu_free"], found["gpu_linked"]) == (str(free), str(linked))
+        assert found["gpu"] == "4"
 
 
 def test_a_reason_fits_the_protocol_whatever_is_in_it() -> None:
