@@ -77,7 +77,12 @@ DOORS = {
     "systemd": {"nodeagent.agent.journal", "nodeagent.agent.notify"},
     "elftools": {"nodeagent.drivers."},
     "subprocess": {"nodeagent.scheduler.command", "nodeagent.gpu.probe_worker"},
-    "ctypes": {"nodeagent.gpu.nvml", "nodeagent.gpu.worker", "nodeagent.isolation.cgroup_v2"},
+    "ctypes": {
+        "nodeagent.state.processes",
+        "nodeagent.gpu.nvml",
+        "nodeagent.gpu.worker",
+        "nodeagent.isolation.cgroup_v2",
+    },
     "argparse": {"nodeagent.cli."},
     "sqlite3": {"nodeagent.history."},
 }
