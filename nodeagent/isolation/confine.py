@@ -90,7 +90,7 @@ def confine(state: "Directory", owner: "Owner", wish: Wish) -> bool:
     method = pick(wish.setting, methods(wish.proc), wish.pid)
     if method is None:
         return False
-    own, others, common = split(wish.dev, wish.known, wish.granted)
+    own, others, common = split(wish.dev, wish.known, wish.granted, wish.proc)
     if not others:
         return True
     grant = confinement_for(owner, method.name)
