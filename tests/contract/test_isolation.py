@@ -128,6 +128,15 @@ def test_a_job_without_gpus_opens_none(room: Path, method: str) -> None:
         nothing_left(place)
 
 
+def test_a_job_without_gpus_starts_whoever_has_the_flock(room: Path) -> None:
+    """Another one of its kind leaves a record to be looked at; looking needs the flock, the job does not."""
+    with scene(room, "cgroup-v1", gpus=0) as place:
+        Confinement("aa", "cgroup-v1", "sge", "9", place=f"{place.cell.path}/{PREFIX}aa").write(place.node.state)
+        with place.node.store.exclusive():
+            assert place.hook("prolog/sge") == 0
+        assert place.opened(*ALL) == ["EPERM"] * 4 and len(place.records()) == 2
+
+
 @both
 def test_a_job_with_all_gpus_needs_no_cgroup(room: Path, method: str) -> None:
     with scene(room, method, gpus=4) as place:
