@@ -108,6 +108,11 @@ def _nvidia_files(dev: str) -> "list[str]":
     return found + [f"{dev}/{_CAPS}/{name}" for name in _names(f"{dev}/{_CAPS}") if name.startswith(_CAP)]
 
 
+def gpu_files(dev: str) -> "list[str]":
+    """Return the device files of GPUs that there are now."""
+    return [path for path in _nvidia_files(dev) if _is_units(path) and f"/{_CAPS}/" not in path and _device(path)]
+
+
 def _names(directory: str) -> "list[str]":
     try:
         return sorted(os.listdir(directory))
