@@ -74,5 +74,5 @@ def end(state: "Directory", owners: "Mapping[str, Owner]", scheduler: str, job: 
 
     try:
         undo_job(state, owners, scheduler, job, task)
-    except (NotIsolated, OSError) as error:
+    except (NodeAgentError, OSError) as error:
         events.append(state, "isolation_left", scheduler=scheduler, job=job, task=task, why=str(error))

@@ -287,6 +287,15 @@ def test_what_a_job_leaves_running_stays_confined_until_it_ends(place: Scene, ro
     nothing_left(place)
 
 
+def test_records_that_cannot_be_trusted_keep_no_lock_from_its_release(room: Path) -> None:
+    with scene(room, "cgroup-v1") as place:
+        assert place.hook("prolog/sge") == 0
+        (place.node.state_dir / "isolation").chmod(0o777)
+        assert place.hook("epilog/sge") == 0
+        assert place.node.held() == {}
+        assert "isolation_left" in [event.kind for event in events.take(place.node.state)]
+
+
 @both
 def test_what_another_hook_is_just_making_is_left_alone_until_that_hook_is_gone(place: Scene) -> None:
     empty = place.cell.path / f"{PREFIX}aa"
