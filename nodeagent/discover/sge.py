@@ -7,7 +7,7 @@ from nodeagent.discover.advice import BUNDLE, Piece, Site
 
 def advise(site: Site) -> list[Piece]:
     """Return what to set in Grid Engine; see Adviser."""
-    return [_complexes(site), _host(site), _queue(site), _sensor(site), _scheduler(site)]
+    return [_complexes(site), _host(site), _queue(site), _sensor(site), _unit(site), _scheduler(site)]
 
 
 def _complexes(site: Site) -> Piece:
@@ -25,7 +25,7 @@ def _complexes(site: Site) -> Piece:
 
 
 def _host(site: Site) -> Piece:
-    value = f"{site.config.scheduler.sge.complex}={len(site.units)}"
+    value = f"{site.config.scheduler.sge.complex}={sum(unit.slots for unit in site.units)}"
     command = f"qconf -mattr exechost complex_values {value} {site.node}"
     why = "what this host offers; a host without GPUs offers 0, so that the scheduler can compare it with the others"
     return Piece("host", "run once a host", command, why)
@@ -38,6 +38,12 @@ def _queue(site: Site) -> Piece:
 
 def _sensor(site: Site) -> Piece:
     return Piece("sensor", "qconf -mconf", f"load_sensor {site.hooks}/sge-sensor", "keeps jobs off faulty GPUs")
+
+
+def _unit(site: Site) -> Piece:
+    text = "[Service]\nDelegate=yes"
+    why = "where systemd starts the exec daemon: only so can a job be kept off other GPUs by cgroup v2; then restart it"
+    return Piece("unit", "systemctl edit EXECD-UNIT", text, why)
 
 
 def _scheduler(site: Site) -> Piece:
