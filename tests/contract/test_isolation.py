@@ -145,6 +145,15 @@ def test_a_job_with_all_gpus_needs_no_cgroup(room: Path, method: str) -> None:
         assert place.job.exported()["CUDA_VISIBLE_DEVICES"] == ",".join(uuid(i) for i in ALL)
 
 
+def test_a_gpu_whose_device_file_nobody_knows_is_the_last_to_be_chosen(room: Path) -> None:
+    with scene(room, "cgroup-v1") as place:
+        units = place.node.units()
+        units[0].minor = -1
+        place.node.write_verdict(units=units)
+        assert place.hook("prolog/sge") == 0
+        assert place.node.held() == {1: "603"}
+
+
 @both
 def test_auto_takes_a_cgroup_where_there_is_one(room: Path, method: str) -> None:
     with scene(room, method, setting="auto") as place:
