@@ -90,6 +90,8 @@ def link(family: str, library: str) -> str:
         with open(fresh, "wb") as file:
             file.write(marshal.dumps((compile(TAKE_UP, "<linked>", "exec"), parts)))
             os.fchmod(file.fileno(), 0o644)
+            file.flush()
+            os.fsync(file.fileno())  # after a crash of the node no hook is to find a name without its data
         os.rename(fresh, path)
     except OSError:
         if os.path.exists(fresh):

@@ -8,7 +8,7 @@ import os
 
 from nodeagent.cli.context import loaded, open_state, print_json, table, unit_named
 from nodeagent.cli.main import Exit, complain, config_anywhere, say
-from nodeagent.errors import BadRequest
+from nodeagent.errors import BadRequest, UnitHeld
 from nodeagent.hook.node import Node
 from nodeagent.lock.record import HOLD, Owner
 from nodeagent.lock.store import Store
@@ -104,6 +104,9 @@ def _hold(options: argparse.Namespace) -> int:
     store = Store(state)
     with store.exclusive():
         store.sweep()
+        for unit, held in store.owners().items():  # a share, or an instance: its name is not the GPU's
+            if held.gpu_of(unit) in owner.units:
+                raise UnitHeld(unit, str(held))
         store.claim(owner)
     say(f"held {' '.join(owner.units)}; free with `gpu-nodeagent locks release {owner.units[0]}`")
     return Exit.OK

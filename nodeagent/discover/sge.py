@@ -7,7 +7,7 @@ from nodeagent.discover.advice import BUNDLE, Piece, Site
 
 def advise(site: Site) -> list[Piece]:
     """Return what to set in Grid Engine; see Adviser."""
-    return [_complexes(site), _host(site), _queue(site), _sensor(site), _shepherd(site), _scheduler(site)]
+    return [_complexes(site), _host(site), _queue(site), _sensor(site), _shepherd(site), _unit(site), _scheduler(site)]
 
 
 def _complexes(site: Site) -> Piece:
@@ -28,7 +28,7 @@ def _complexes(site: Site) -> Piece:
 
 
 def _host(site: Site) -> Piece:
-    offered = f"{site.config.scheduler.sge.complex}={sum(unit.slots for unit in site.units) or 'NUMBER'}"
+    offered = f"{site.config.scheduler.sge.complex}={sum(unit.slots for unit in site.units)}"
     why = "what this host offers. A host without GPUs is to offer 0, or it cannot be compared with the others"
     return Piece("host", "once a host", f"qconf -mattr exechost complex_values {offered} {site.node}", why)
 
@@ -48,6 +48,12 @@ def _shepherd(site: Site) -> Piece:
     if site.config_path:
         why += f", so point it to a script of two lines that calls it with --config {site.config_path}"
     return Piece("shepherd", "qconf -mconf", f"shepherd_cmd {site.hooks}/prolog/sge-shepherd", why)
+
+
+def _unit(site: Site) -> Piece:
+    text = "[Service]\nDelegate=yes"
+    why = "where systemd starts the exec daemon: only so can a job be kept off other GPUs by cgroup v2; then restart it"
+    return Piece("unit", "systemctl edit EXECD-UNIT", text, why)
 
 
 def _scheduler(site: Site) -> Piece:

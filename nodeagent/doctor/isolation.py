@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from nodeagent.doctor.line import FAIL, OK, WARN, Line, Look
@@ -9,6 +10,7 @@ from nodeagent.errors import CommandFailed
 from nodeagent.isolation.cgroup import directory_of
 from nodeagent.isolation.cgroup_v2 import CgroupV2, delegated
 from nodeagent.isolation.confine import AUTO, AUTOMATIC, NONE
+from nodeagent.isolation.devices import gpu_files
 
 _CONSTRAIN = "set ConstrainDevices=yes in cgroup.conf and TaskPlugin=task/cgroup in slurm.conf, then restart slurmd"
 _LEAVE_FILES = (
@@ -67,6 +69,16 @@ def driver_leaves_files(look: Look) -> Iterator[Line]:
         return
     why = look.methods["device-files"].why_not(look.starter)
     yield Line("device-files", FAIL, why, _LEAVE_FILES) if why else Line("device-files", OK, "ModifyDeviceFiles: 0")
+
+
+def files_left_closed(look: Look) -> Iterator[Line]:
+    """What device-files closed stays closed when another method follows: then a job cannot open its own GPU either."""
+    if look.config.isolation == "device-files" or look.config.scheduler.kind == "slurm":
+        return
+    closed = [path for path in gpu_files(look.config.roots.dev) if not os.stat(path).st_mode & 0o066]
+    if closed:
+        files = " ".join(closed)
+        yield Line("device-files-left", WARN, f"open to root alone: {files}", f"chmod 0666 {files}")
 
 
 def delegation(look: Look) -> Iterator[Line]:

@@ -9,6 +9,7 @@ CHECKS: tuple[Check, ...] = (
     isolation.slurm_constrains,
     isolation.method,
     isolation.driver_leaves_files,
+    isolation.files_left_closed,
     isolation.delegation,
 )
 

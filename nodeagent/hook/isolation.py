@@ -2,7 +2,7 @@
 
 import os
 
-from nodeagent.errors import NodeAgentError, NotIsolated
+from nodeagent.errors import LockBusy, NodeAgentError, NotIsolated
 from nodeagent.state import events
 
 TYPE_CHECKING = False
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nodeagent.state.verdict_file import UnitLine
 
 _RECORDS = "isolation"  # nodeagent.isolation.record.ISOLATION, without importing it
+_TIDY_PATIENCE = 0.1
+"""Seconds for the flock: a job without GPUs needs it for nothing else, and runs beside such leftovers all its life."""
 
 
 def begin(  # noqa: PLR0917
@@ -34,12 +36,10 @@ def begin(  # noqa: PLR0917
     setting = conf.settings.get("isolation", "none")  # an older release compiled hook.conf without it
     if setting == "none":
         return False
-    from nodeagent.isolation.confine import Wish, confine, leftovers, undo_gone
+    from nodeagent.isolation.confine import Wish, confine
 
     try:
-        if leftovers(node.state, node.store.owners()):
-            with node.store.exclusive():
-                undo_gone(node.state, node.store.owners())
+        _tidy(node)
         known = node.verdict.units if node.verdict is not None else ()
         wish = Wish(setting, conf.text("roots.dev"), conf.text("roots.proc"), known, units, process())
         return confine(node.state, owner, wish)
@@ -47,6 +47,18 @@ def begin(  # noqa: PLR0917
         failure = NotIsolated("", str(error)) if isinstance(error, OSError) else error
         node.event("isolation_failed", owner, why=str(failure))
         raise failure from error
+
+
+def _tidy(node: "Node") -> None:
+    """Undo what is left of grants that are gone; if others are busy, that is for the next hook, or the agent."""
+    from nodeagent.isolation.confine import leftovers, undo_gone
+
+    try:
+        if leftovers(node.state, node.store.owners()):
+            with node.store.exclusive(_TIDY_PATIENCE):
+                undo_gone(node.state, node.store.owners())
+    except LockBusy:
+        pass
 
 
 def end(state: "Directory", owners: "Mapping[str, Owner]", scheduler: str, job: str, task: str) -> None:
@@ -62,5 +74,5 @@ def end(state: "Directory", owners: "Mapping[str, Owner]", scheduler: str, job: 
 
     try:
         undo_job(state, owners, scheduler, job, task)
-    except (NotIsolated, OSError) as error:
+    except (NodeAgentError, OSError) as error:
         events.append(state, "isolation_left", scheduler=scheduler, job=job, task=task, why=str(error))

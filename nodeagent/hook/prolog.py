@@ -150,16 +150,26 @@ _PARTS = 1000
 def _choose(
     verdict: VerdictFile, free: "Sequence[UnitLine]", count: int, spread: bool, occupied: Occupancy
 ) -> "list[UnitLine]":
-    """Return the best set: of healthy units first, then the fullest shared GPUs (spread: the emptiest), then linked."""
+    """Return the best set: of healthy units first, then the fullest shared GPUs (spread: the emptiest), then linked.
+
+    A unit whose device files nobody knows comes last of the healthy ones.
+    """
     column = {unit.unit: at for at, unit in enumerate(verdict.units)}
     places = [column[unit.unit] for unit in free]
     links = [[unit.links[at] if at < len(unit.links) else 0 for at in places] for unit in free]
     nodes = [unit.numa for unit in free] if spread else None
     rest = [_PARTS * occupied.free(unit) // max(1, unit.slots) for unit in free]
     use = [_PARTS - part_free if spread else part_free for part_free in rest]
-    degraded = _PARTS * count + 1
-    preference = [degraded * (unit.state != OK) + used for unit, used in zip(free, use)]
+    unknown = _PARTS * count + 1
+    degraded = unknown * (count + 1)
+    worse = [degraded * (unit.state != OK) + unknown * _has_no_file(unit) for unit in free]
+    preference = [much + used for much, used in zip(worse, use)]
     return [free[at] for at in choose(count, links, preference, nodes)]
+
+
+def _has_no_file(unit: UnitLine) -> bool:
+    """Say whether it is not known by which device files the unit is opened: a job on it may not be isolated."""
+    return unit.minor < 0 or (unit.unit != unit.gpu and not unit.caps)
 
 
 class Recorded:

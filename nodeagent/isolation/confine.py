@@ -4,12 +4,13 @@ import errno
 import os
 import time
 
-from nodeagent.errors import NotIsolated
+from nodeagent.errors import NodeAgentError, NotIsolated
 from nodeagent.isolation.cgroup_v1 import CgroupV1
 from nodeagent.isolation.cgroup_v2 import CgroupV2
 from nodeagent.isolation.device_files import DeviceFiles
 from nodeagent.isolation.devices import split
 from nodeagent.isolation.record import Confinement, confinement_for, read_all
+from nodeagent.lock.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,24 +85,28 @@ def confine(state: "Directory", owner: "Owner", wish: Wish) -> bool:
 
     Raises:
         NotIsolated: it is not confined. What was begun is undone, or named by its record for `undo_gone`.
-        OSError: as NotIsolated.
+        LockBusy, OSError: as NotIsolated.
 
     """
     method = pick(wish.setting, methods(wish.proc), wish.pid)
     if method is None:
         return False
-    own, others, common = split(wish.dev, wish.known, wish.granted)
-    if not others:
+    own, others, common = split(wish.dev, wish.known, wish.granted, wish.proc)
+    if not others and not (method.node_wide and own):
         return True
     grant = confinement_for(owner, method.name)
     grant.units = tuple(unit.unit for unit in wish.granted)
     method.plan(grant, wish.pid, own)
     grant.write(state)
     try:
-        closed = method.close(grant, others, [*own, *common])
+        if method.node_wide:  # what one hook sees of a file must still be so when it changes it
+            with Store(state).exclusive():
+                closed = method.close(grant, others, [*own, *common])
+        else:
+            closed = method.close(grant, others, [*own, *common])
         _try(method, grant, [device.path for device in closed if device.path])
         method.enter(grant, wish.pid)
-    except (NotIsolated, OSError):
+    except (NodeAgentError, OSError):
         try:
             _undo(state, method, grant, {})
         except OSError:

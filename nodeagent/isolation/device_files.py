@@ -29,6 +29,7 @@ class DeviceFiles(Method):
     __slots__ = ("proc",)
     name = "device-files"
     refused = errno.EACCES
+    node_wide = True
 
     def __init__(self, proc: str = "/proc") -> None:
         self.proc = proc
@@ -58,14 +59,15 @@ class DeviceFiles(Method):
         shared = [unit for unit in grant.units if not unit.startswith("GPU-") or "@" in unit]
         if shared:
             raise NotIsolated(self.name, f"{shared[0]} is part of a GPU, whose file has more than one user")
+        if not all(device.path for device in own):
+            raise NotIsolated(self.name, f"a GPU of {' '.join(grant.units)} has no file to be given")
         grant.files = tuple(device.path for device in own)
 
     def close(self, grant: "Confinement", others: "Sequence[Device]", spared: "Sequence[Device]") -> "list[Device]":
         """See Method. A file of the same user's is another grant's and stays as it is: users are all it knows."""
         uid = int(grant.uid)
         for path in grant.files:
-            os.chown(path, uid, 0)
-            os.chmod(path, _GRANTED)
+            _set(path, uid, _GRANTED)
         closed = []
         for device in others:
             if not device.path:
@@ -75,7 +77,7 @@ class DeviceFiles(Method):
             if granted and status.st_uid == uid:
                 continue
             if not granted:
-                _to_root(device.path)
+                _set(device.path, 0, _CLOSED)
             closed.append(device)
         return closed
 
@@ -96,12 +98,23 @@ class DeviceFiles(Method):
         for unit, path in zip(grant.units, grant.files):
             try:
                 if unit not in taken and os.stat(path).st_uid == int(grant.uid):
-                    _to_root(path)
+                    _set(path, 0, _CLOSED)
             except FileNotFoundError:
                 continue
         return True
 
 
-def _to_root(path: str) -> None:
+def _set(path: str, uid: int, mode: int) -> None:
+    """Give a file to a user. It is root's first, so the user before can change it no more.
+
+    That user may have left an access list on it (setfacl), which would come to life again with the next one's mode.
+    """
     os.chown(path, 0, 0)
-    os.chmod(path, _CLOSED)
+    try:
+        os.removexattr(path, "system.posix_acl_access")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
+    os.chmod(path, mode)
+    if uid:
+        os.chown(path, uid, 0)

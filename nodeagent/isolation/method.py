@@ -17,6 +17,8 @@ class Method:
     name = ""
     refused = errno.EPERM
     """What opening a closed device fails with."""
+    node_wide = False
+    """Whether it changes the devices for the whole node: then the grant's own too, and under the flock."""
 
     def why_not(self, pid: int) -> str:
         """Return why it cannot be had on this node for that process; empty if it can."""

@@ -145,12 +145,23 @@ class SlurmScheduler:
         if owner.scheduler != self.name:
             return None
         try:
-            said = self._run(f"{self._bin}/scontrol", "-d", "show", "job", owner.job)
+            said = self._details(owner.job)
+            if "\nJobId=" in said:
+                said = self._details(self._own_name(owner.job))
         except CommandFailed as error:
             if "Invalid job id" in str(error):  # ended long ago: the controller works, and knows nothing of it
                 return None
             raise
         return granted_indices(said, self._gres, self._node)
+
+    def _details(self, job: str) -> str:
+        return self._run(f"{self._bin}/scontrol", "-d", "show", "job", job)
+
+    def _own_name(self, job: str) -> str:
+        """Return the name that means this job alone: by its number an array, or a job of components, is all of them."""
+        said = self._run(f"{self._bin}/squeue", "-h", "-a", "-t", "all", "-j", job, "-o", f"{_MARK}%A|%i")
+        names = [name for number, name in _records(said, 2) if number == job]
+        return names[0] if len(names) == 1 and names[0].replace("_", "").replace("+", "").isdigit() else job
 
     def constrains_devices(self) -> bool:
         """Say whether Slurm itself keeps jobs off other GPUs."""

@@ -128,12 +128,30 @@ def test_a_job_without_gpus_opens_none(room: Path, method: str) -> None:
         nothing_left(place)
 
 
+def test_a_job_without_gpus_starts_whoever_has_the_flock(room: Path) -> None:
+    """Another one of its kind leaves a record to be looked at; looking needs the flock, the job does not."""
+    with scene(room, "cgroup-v1", gpus=0) as place:
+        Confinement("aa", "cgroup-v1", "sge", "9", place=f"{place.cell.path}/{PREFIX}aa").write(place.node.state)
+        with place.node.store.exclusive():
+            assert place.hook("prolog/sge") == 0
+        assert place.opened(*ALL) == ["EPERM"] * 4 and len(place.records()) == 2
+
+
 @both
 def test_a_job_with_all_gpus_needs_no_cgroup(room: Path, method: str) -> None:
     with scene(room, method, gpus=4) as place:
         assert place.hook("prolog/sge") == 0
         assert place.opened(*ALL) == ["opens"] * 4 and place.cell.made() == []
         assert place.job.exported()["CUDA_VISIBLE_DEVICES"] == ",".join(uuid(i) for i in ALL)
+
+
+def test_a_gpu_whose_device_file_nobody_knows_is_the_last_to_be_chosen(room: Path) -> None:
+    with scene(room, "cgroup-v1") as place:
+        units = place.node.units()
+        units[0].minor = -1
+        place.node.write_verdict(units=units)
+        assert place.hook("prolog/sge") == 0
+        assert place.node.held() == {1: "603"}
 
 
 @both
@@ -276,6 +294,15 @@ def test_what_a_job_leaves_running_stays_confined_until_it_ends(place: Scene, ro
     until(lambda: not (place.cell.path / place.cell.made()[0] / "cgroup.procs").read_text(), "the leftover's end")
     assert place.hook("epilog/sge") == 0
     nothing_left(place)
+
+
+def test_records_that_cannot_be_trusted_keep_no_lock_from_its_release(room: Path) -> None:
+    with scene(room, "cgroup-v1") as place:
+        assert place.hook("prolog/sge") == 0
+        (place.node.state_dir / "isolation").chmod(0o777)
+        assert place.hook("epilog/sge") == 0
+        assert place.node.held() == {}
+        assert "isolation_left" in [event.kind for event in events.take(place.node.state)]
 
 
 @both

@@ -131,6 +131,20 @@ def test_array_tasks_over_two_nodes_hold_all_that_there_is(lab: Lab) -> None:
     until(lab.all_free, "all tasks freed theirs")
 
 
+def test_a_job_whose_number_means_others_too_is_completed(lab: Lab) -> None:
+    """An array's last task has the array's number, the first component that of all: Slurm tells of all of them."""
+    gate, script = lab.gates.new()
+    array = lab.cluster.submit("alice", ["--array=1-2", "-w", "n1", TYPED], script)
+    until(lambda: sorted(holders(lab)["n1"]) == [0, 1, 2, 3], "both tasks' locks completed", timeout=10)
+    assert list(holders(lab)["n1"].values()).count(array) == 2
+    gate.touch()
+    until(lab.all_free, "all free")
+    _, script = lab.gates.new()
+    job = lab.cluster.submit("alice", ["-w", "n1", TYPED, ":", "-w", "n2", TYPED], script)
+    both = {"n1": {0: job, 1: job}, "n2": dict.fromkeys((0, 1), str(int(job) + 1))}
+    until(lambda: holders(lab) == both, "both components' locks completed", timeout=10)
+
+
 def test_steps_keep_their_binding_and_change_no_lock(lab: Lab) -> None:
     show = "echo step=$SLURMD_NODENAME:$CUDA_VISIBLE_DEVICES"
     gate, script = lab.gates.new()

@@ -38,7 +38,7 @@ def test_the_sites_own_name_of_the_complex_and_its_number_of_gpus(tmp_path: Path
     found = texts(replace(SITE, config=config))
     assert texts(replace(SITE, units=LaidOutNode(tmp_path, "sge").units()))["host"].endswith(" gpu=4 n1")
     assert found["complexes"].splitlines()[0] == "graphics graphics INT <= YES YES 0 0"
-    assert found["host"] == "qconf -mattr exechost complex_values graphics=NUMBER n1"
+    assert found["host"] == "qconf -mattr exechost complex_values graphics=0 n1"
     assert "load_formula graphics\n" in found["scheduler"]
 
 

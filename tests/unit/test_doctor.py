@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.config.model import Config, Scheduler, Slurm
+from nodeagent.config.model import Config, Roots, Scheduler, Slurm
 from nodeagent.doctor import isolation
 from nodeagent.doctor.line import FAIL, OK, WARN, Line, Look
 from nodeagent.doctor.registry import CHECKS, examine
 from nodeagent.errors import CommandFailed
 from nodeagent.isolation import cgroup_v2, device_files
 from nodeagent.isolation.confine import methods
+from nodeagent.isolation.devices import Device
 from nodeagent.isolation.method import Method
 
 
@@ -99,6 +100,25 @@ def test_device_files_want_a_driver_that_leaves_them_alone(tmp_path: Path, monke
     params.write_text("ModifyDeviceFiles: 0\n")
     assert one(isolation.driver_leaves_files(look(setting="device-files", files=real))).state == OK
     assert list(isolation.driver_leaves_files(look(setting="auto", files=Can("no")))) == []
+
+
+def test_files_that_device_files_closed_are_told_once_another_method_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nodeagent.isolation.devices._device", lambda path: Device(195, 0, path))
+    for name, mode in (("nvidia0", 0o666), ("nvidia1", 0o600), ("nvidiactl", 0o600)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+
+    def on(setting: str) -> Look:
+        seen = look(setting=setting)
+        return replace(seen, config=replace(seen.config, roots=Roots(dev=str(tmp_path))))
+
+    left = one(isolation.files_left_closed(on("auto")))
+    assert left.state == WARN and left.remedy.endswith(f"chmod 0666 {tmp_path}/nvidia1")
+    assert list(isolation.files_left_closed(on("device-files"))) == []
+    (tmp_path / "nvidia1").chmod(0o666)
+    assert list(isolation.files_left_closed(on("auto"))) == []
 
 
 def test_version_2_below_systemd_wants_delegation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +27,12 @@ CHAR, BLOCK = 2, 1
 def unit(index: int, name: str = "", minor: int | None = None) -> UnitLine:
     number = index if minor is None else minor
     return UnitLine(name or uuid(index), index, number, "", "H100", 0, (), OK, gpu=uuid(index))
+
+
+def instance(gpu: int, name: str, caps: tuple[int, ...]) -> UnitLine:
+    line = unit(gpu, name)
+    line.caps = caps
+    return line
 
 
 # -- the program ------------------------------------------------------------------------------------------------------
@@ -126,11 +131,37 @@ def test_shares_of_a_gpu_have_its_device(tmp_path: Path, numbers: None) -> None:
 def test_an_instance_has_its_gpu_and_its_capabilities_and_no_others(tmp_path: Path, numbers: None) -> None:
     caps = [f"nvidia-caps/nvidia-cap{minor}" for minor in (1, 2, 30, 31, 39, 40)]
     dev = lay_out(tmp_path, "nvidia0", "nvidia1", *caps)
-    instance = SimpleNamespace(unit="MIG-1", gpu=uuid(0), minor=0, caps=(30, 31))
-    own, others, common = split(dev, [unit(1)], [instance])  # type: ignore[list-item]
+    own, others, common = split(dev, [unit(1)], [instance(0, "MIG-1", (30, 31))])
     assert [device.number for device in own] == [(195, 0), (237, 30), (237, 31)]
     assert [device.number for device in others] == [(195, 1), (237, 39), (237, 40)]
     assert [device.number for device in common] == [(237, 1), (237, 2)]
+
+
+def test_an_instance_whose_file_somebody_could_yet_make_is_closed_too(tmp_path: Path, numbers: None) -> None:
+    """nvidia-modprobe is setuid root and makes a capability's file for any user who asks."""
+    dev = lay_out(tmp_path, "nvidia0", "nvidia-caps/nvidia-cap30", "nvidia-caps/nvidia-cap31")
+    known = [instance(0, "MIG-1", (30, 31)), instance(0, "MIG-2", (39, 40))]
+    own, others, _ = split(dev, known, [known[0]])
+    assert [device.number for device in own] == [(195, 0), (237, 30), (237, 31)]
+    assert [(device.number, device.path) for device in others] == [((237, 39), ""), ((237, 40), "")]
+
+
+def test_capabilities_without_any_file_count_by_what_the_kernel_calls_their_major(
+    tmp_path: Path, numbers: None
+) -> None:
+    dev = lay_out(tmp_path, "nvidia0")
+    known = [instance(0, "MIG-1", (30, 31)), instance(0, "MIG-2", (39, 40))]
+    (tmp_path / "devices").write_text("Character devices:\n  1 mem\n237 nvidia-caps\n238 nvidia-caps-imex-channels\n")
+    own, others, _ = split(dev, known, [known[0]], str(tmp_path))
+    assert [device.number for device in own] == [(195, 0), (237, 30), (237, 31)]
+    assert [device.number for device in others] == [(237, 39), (237, 40)]
+
+
+def test_own_devices_stand_in_the_order_of_the_grant(tmp_path: Path, numbers: None) -> None:
+    dev = lay_out(tmp_path, *(f"nvidia{minor}" for minor in (0, 1, 2, 10)))
+    known = [unit(0, minor=0), unit(1, minor=2), unit(2, minor=10), unit(3, minor=1)]
+    own, _, _ = split(dev, known, known[1:])
+    assert [device.minor for device in own] == [2, 10, 1]
 
 
 def test_what_is_own_must_be_known(tmp_path: Path, numbers: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nodeagent.errors import UnitsUnavailable
+from nodeagent.cli import locks_command
+from nodeagent.errors import UnitHeld, UnitsUnavailable
 from nodeagent.hook import epilog
 from nodeagent.hook.node import Node
 from nodeagent.hook.prolog import UnitsBusy, UnitsRetired, record, take
@@ -21,6 +23,7 @@ from nodeagent.lock.record import Owner, decode_owner
 from nodeagent.state.files import Directory
 from nodeagent.state.hook_conf import HookConf
 from nodeagent.state.verdict_file import DEGRADED, OK, UnitLine, VerdictFile
+from tests.support import LaidOutNode
 
 GPU = "GPU-0"
 BOOT = "a boot"
@@ -318,3 +321,17 @@ TestForms.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.parametrize(("unit", "gpus"), [("GPU-0@1", ()), ("MIG-0", ("GPU-0",))], ids=["a share", "an instance"])
+def test_a_gpu_of_which_a_part_is_in_use_is_not_held_by_hand(
+    unit: str, gpus: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = LaidOutNode(tmp_path, "sge")
+    with node.store.exclusive():
+        node.store.claim(Owner("sge", job="7", grant="g", units=(unit,), gpus=gpus))
+    monkeypatch.setattr(locks_command, "unit_named", lambda *_: "GPU-0")
+    options = argparse.Namespace(config=node.config, action="hold", units=["0"], reason="")
+    with pytest.raises(UnitHeld, match=unit):
+        locks_command.run(options)
+    assert list(node.store.owners()) == [unit]
