@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from bench.failure import BenchFailed
 from bench.figure import Figure
 from bench.place import PYTHON, compiled_library, in_memory
 from bench.timing import Times, run_once, system_calls
+from nodeagent.isolation.confine import methods
+from nodeagent.isolation.devices import NVIDIA_MAJOR
 from nodeagent.state import events
 from nodeagent.state.hook_conf import Gres
 from nodeagent.state.verdict_file import OK, UnitLine
@@ -39,15 +42,25 @@ Step = tuple[str, list[str], dict[str, str]]
 
 @dataclass(frozen=True)
 class Size:
-    """A node: its GPUs, whether each of them is in MIG mode (four instances), how many events wait for the agent."""
+    """A node: its GPUs, whether each of them is in MIG mode (four instances), how many events wait for the agent.
+
+    With `isolation` its jobs are confined to their GPUs, which is Grid Engine's hooks' business alone.
+    """
 
     name: str
     gpus: int = 8
     mig: bool = False
     events: int = 0
+    isolation: str = "none"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The schedulers whose hooks are run on it."""
+        return ("slurm", "sge") if self.isolation == "none" else ("sge",)
 
 
 USUAL = Size("8 GPUs")
+CONFINED = tuple(Size(method, isolation=method) for method in ("cgroup-v1", "cgroup-v2"))
 SIZES = (USUAL, Size("16 GPUs", 16), Size("64 MIG instances", 16, mig=True), Size("10000 events", events=10_000))
 
 
@@ -57,7 +70,12 @@ class _Node(LaidOutNode):
     def __init__(self, directory: Path, kind: str, size: Size) -> None:
         directory.mkdir(parents=True)
         self._mig = size.mig
-        super().__init__(directory, kind, gpus=size.gpus)
+        settings = f"isolation: {size.isolation}\nroots: {{dev: {directory / 'dev'}}}\n"
+        super().__init__(directory, kind, gpus=size.gpus, settings=settings)
+        if size.isolation != "none":
+            (directory / "dev").mkdir()
+            for minor in range(size.gpus):
+                os.mknod(directory / f"dev/nvidia{minor}", stat.S_IFCHR | 0o666, os.makedev(NVIDIA_MAJOR, minor))
         if size.mig:
             self.compile({at: Gres(line.minor, line.caps) for at, line in enumerate(self.units())})
         for number in range(size.events):
@@ -109,12 +127,18 @@ class _Place:
         self.library = compiled_library(directory / "lib")
         self.nodes = {
             (size.name, kind): _Node(directory / f"node{at}" / kind, kind, size)
-            for at, size in enumerate(SIZES)
-            for kind in ("slurm", "sge")
+            for at, size in enumerate((*SIZES, *_can_be_had()))
+            for kind in size.kinds
         }
 
     def step(self, stub: str, node: _Node, environ: Mapping[str, str]) -> Step:
         return stub, [str(self.library / stub), "--config", str(node.config)], dict(environ)
+
+
+def _can_be_had() -> list[Size]:
+    """Return the methods of isolation that this process may use here."""
+    known = methods()
+    return [size for size in CONFINED if os.geteuid() == 0 and not known[size.isolation].why_not(os.getpid())]
 
 
 def _check(node: _Node, held: int) -> None:
@@ -150,6 +174,7 @@ def _slurm(place: _Place, node: _Node, number: int) -> list[Step]:
 
 def _sge(place: _Place, node: _Node, number: int) -> list[Step]:
     job = SgeJob(place.directory / "spool", str(number + 1), gpus=ASKED)
+    (job.directory / "pid").write_text(f"{os.getpid()}\n")  # this process is the shepherd
     return [place.step(stub, node, job.environ) for stub in ("prolog/sge", "epilog/sge")]
 
 
@@ -189,6 +214,11 @@ def _figures(times: Mapping[tuple[str, str], Times], calls: Mapping[str, int]) -
         extra = f"{calls[name]} system calls more" if name in calls else "strace missing"
         note = f"median {one.median:.2f} ms, p99 {one.p99:.2f} ms; {extra}"
         found.append(Figure("hooks", name, one.median / bare.median, "x", LIMIT, GOAL, note))
+    for size in _can_be_had():
+        for name in ("prolog/sge", "epilog/sge"):
+            one = times[size.name, name]
+            note = f"median {one.median:.2f} ms, p99 {one.p99:.2f} ms"
+            found.append(Figure("hooks", f"{name}, {size.name}", one.median / bare.median, "x", LIMIT, note=note))
     for size in SIZES[1:]:
         for name in names:
             ratio = times[size.name, name].median / times[USUAL.name, name].median

@@ -3,8 +3,8 @@
 Run where the package is installed, by the interpreter that runs the hooks: `python3 -IS nodeagent/link.py`. Writes
 `nodeagent/__pycache__/{slurm,sge}.TAG.linked` beside Python's own .pyc files, TAG naming the interpreter. A stub
 takes its file if it is there; without it, or under another interpreter, it imports as ever. The file holds the
-arguments of one `exec`: the code of `_take_up`'s call, and its globals. A file of an older release must be gone before
-its modules are: an installation removes `__pycache__` first.
+arguments of one `exec`: TAKE_UP's code, and its globals. What hooks import at need is in it too, and made only then. A
+file of an older release must be gone before its modules are: an installation removes `__pycache__` first.
 """
 
 import marshal
@@ -14,16 +14,42 @@ from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import CodeType, ModuleType
 
     Linked = tuple[str, bool, CodeType]
 
-FAMILIES = ("slurm", "sge")
-"""The modules of `nodeagent.hook` that stubs import."""
+AT_NEED = {
+    "slurm": ("nodeagent.hook.ends",),
+    "sge": ("nodeagent.hook.ends", "nodeagent.isolation.confine"),
+}
+"""The modules of `nodeagent.hook` that stubs import, and what some of their runs import besides."""
 
 TAKE_UP = """\
+import marshal
 import sys
 
+
+class AtNeed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name not in at_need:
+            return None
+        spec = type(sys.__spec__)(name, AtNeed, is_package=at_need[name][0])
+        if spec.submodule_search_locations is not None:
+            spec.submodule_search_locations.append(f"{library}/{name.replace('.', '/')}")
+        return spec
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @staticmethod
+    def exec_module(module):
+        exec(marshal.loads(at_need[module.__name__][1]), module.__dict__)
+
+
+sys.meta_path.insert(0, AtNeed)
 for name, is_package, code in modules:
     module = sys.modules[name] = type(sys)(name)
     parent, _, leaf = name.rpartition(".")
@@ -34,7 +60,7 @@ for name, is_package, code in modules:
     if parent:
         setattr(sys.modules[parent], leaf, module)
 """
-"""What a stub executes: makes the modules, each after those that it imports. Others are still found by search."""
+"""What a stub executes: makes the modules, each after those that it imports, and on demand those of `at_need`."""
 
 
 class _Noting(SourceFileLoader):
@@ -47,8 +73,8 @@ class _Noting(SourceFileLoader):
         self.ended.append(module)
 
 
-def modules_of(family: str, library: str) -> "list[Linked]":
-    """Return what `nodeagent.hook.FAMILY` imports: (name, is a package, code) in an order to execute them in.
+def modules_of(names: "Sequence[str]", library: str) -> "list[Linked]":
+    """Return these modules and what they import: (name, is a package, code) in an order to execute them in.
 
     The code is what `-OO` would run: without docstrings, which no hook reads, and assertions, which tell mypy what a
     caller has looked at.
@@ -62,7 +88,8 @@ def modules_of(family: str, library: str) -> "list[Linked]":
     sys.path_hooks.insert(0, finder)
     sys.path_importer_cache.clear()
     try:
-        __import__(f"nodeagent.hook.{family}")
+        for name in names:
+            __import__(name)
     finally:
         sys.path[:], sys.path_hooks[:] = before
         sys.path_importer_cache.clear()
@@ -82,7 +109,12 @@ def link(family: str, library: str) -> str:
         OSError: it could not be written.
 
     """
-    parts = {"modules": modules_of(family, library), "library": library}
+    first = [f"nodeagent.hook.{family}"]
+    modules = modules_of(first, library)
+    known = {name for name, _, _ in modules}
+    rest = [one for one in modules_of([*first, *AT_NEED[family]], library) if one[0] not in known]
+    at_need = {name: (is_package, marshal.dumps(code)) for name, is_package, code in rest}
+    parts = {"modules": modules, "at_need": at_need, "library": library}
     path = f"{library}/nodeagent/__pycache__/{family}.{sys.implementation.cache_tag}.linked"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     fresh = f"{path}.{os.getpid()}"
@@ -103,7 +135,7 @@ def link(family: str, library: str) -> str:
 def main() -> None:
     """Link each family of the library that this file is in."""
     library = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    for family in FAMILIES:
+    for family in AT_NEED:
         link(family, library)
 
 

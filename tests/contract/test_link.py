@@ -33,7 +33,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in linked_files(place):
         _, parts = marshal.loads(family.read_bytes())
         assert parts["library"] == str(place)
-        for name, is_package, _ in parts["modules"]:
+        at_need = [(name, is_package, code) for name, (is_package, code) in parts["at_need"].items()]
+        for name, is_package, _ in (*parts["modules"], *at_need):
             path = place / name.replace(".", "/")
             (path / "__init__.py" if is_package else path.with_suffix(".py")).unlink(missing_ok=True)
     return place
@@ -100,6 +101,16 @@ def test_what_is_needed_seldom_is_still_found(library: Path, tmp_path: Path) -> 
         node.store.retire(uuid(1), [("reason", "XID 79")])
     assert run(library, "prolog/slurm", node, SLURM).returncode == 0
     assert (tmp_path / "said").read_text() == "requeue 12\n"
+
+
+def test_what_some_runs_need_is_linked_too(library: Path, tmp_path: Path) -> None:
+    node = LaidOutNode(tmp_path, "sge", settings="hooks: {wait_for_units: 0}\nisolation: device-files\n")
+    job = SgeJob(tmp_path / "spool", "12", gpus=2)
+    assert run(library, "prolog/sge", node, job.environ).returncode == 99
+    assert "\tisolation_failed\t" in (node.state_dir / "events").read_text(), "it was loaded, and is none for this node"
+    node.hold([0, 1, 2])
+    assert run(library, "prolog/sge", node, job.environ).returncode == 99
+    assert "1 of those are free" in (node.state_dir / "events").read_text(), "other jobs' ends were looked for"
 
 
 @pytest.mark.parametrize("damage", ["another interpreter", "cut short"])
