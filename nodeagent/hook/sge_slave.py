@@ -9,7 +9,7 @@ like every lock that no epilog comes for: when the exec daemon has removed the j
 import os
 
 from nodeagent.errors import BadRequest, NodeAgentError, UnitsUnavailable
-from nodeagent.hook import emit, prolog, sge
+from nodeagent.hook import emit, isolation, prolog, sge
 from nodeagent.hook.node import Node, complain, open_node, open_state
 from nodeagent.hook.sge_job import ONCE_A_JOB
 from nodeagent.lock.record import new_grant
@@ -132,13 +132,33 @@ def _prepare(arguments: "Sequence[str]", place: str) -> "list[str]":
         pairs = list(emit.gpu_environment(emit.NO_DEVICES))
         if node.conf is not None and node.verdict is not None:
             units = (_take if task.is_slave else _of_the_job)(node, node.conf, node.verdict, task)
+            constrained = _confine(node, node.conf, task, units)
             if units:
-                pairs = sge.environment(node, node.conf, units, task.environ, False)
+                pairs = sge.environment(node, node.conf, units, task.environ, constrained)
         task.export(pairs)
     except Exception:
         _blind(place)
         raise
     return [node.conf.text("scheduler.sge.bin_dir")] if node.conf is not None else []
+
+
+def _confine(node: Node, conf: HookConf, task: Task, units: "Sequence[UnitLine]") -> bool:
+    """Keep the task's shepherd, which this process is going to be, off other GPUs, and with it all that it starts.
+
+    Each task is confined by itself, under a name of its own, which is over with its shepherd. With device-files the
+    job is: on the master host by its prolog, on a slave host by each task in the same way.
+
+    Raises:
+        NodeAgentError: the task is not confined.
+
+    """
+    owner = node.owner("sge", task.job, task=task.task, cluster=conf.text("scheduler.sge.cell"), run=task.directory)
+    if conf.settings.get("isolation") == "device-files":
+        if not task.is_slave:
+            return True
+        owner.grant = task.grant()[0]
+        owner.uid = str(sge.read_request(node, task).uid)
+    return isolation.begin(node, conf, owner, units, os.getpid)
 
 
 def _blind(place: str) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.isolation.confine import undo_gone
 from tests.clusters.process import open_directory
+from tests.contract.isolation_scene import VERSIONS, Cell, Shepherd, make_devices, opening
 from tests.integration.support import executable, install_tree
 from tests.sge_files import SlaveTask
-from tests.support import LaidOutNode
+from tests.support import LaidOutNode, uuid
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ROOT / "prolog" / "sge-shepherd"
@@ -28,14 +30,18 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes its user: root o
 class Host:
     """A slave host with a shepherd that only says how it was called, and a task that is about to be started."""
 
-    def __init__(self, directory: Path) -> None:
-        self.node = LaidOutNode(directory, "sge", settings="hooks: {wait_for_units: 0}\n")
+    def __init__(self, directory: Path, settings: str = "") -> None:
+        self.node = LaidOutNode(directory, "sge", settings=f"hooks: {{wait_for_units: 0}}\n{settings}")
         self.root = directory / "sge"
         (self.root / "bin" / "arch").mkdir(parents=True)
-        executable(self.root / "bin" / "arch" / "sge_shepherd", SHEPHERD)
+        self.shepherd(SHEPHERD)
         self.node.compile(**{"scheduler.sge.bin_dir": str(self.root / "bin" / "arch")})
         self.task = SlaveTask(directory / "spool")
         self.environ = {"SGE_ROOT": str(self.root), "SGE_ARCH": "arch", "PATH": "/usr/bin:/bin"}
+
+    def shepherd(self, body: str) -> None:
+        """Let the shepherd be this script."""
+        executable(self.root / "bin" / "arch" / "sge_shepherd", body)
 
     def start(self, *words: str, stub: Path = STUB, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -129,3 +135,29 @@ def test_it_locks_as_root_and_is_the_administrator_again_afterwards() -> None:
         assert done.stdout.split() == ["0", str(admin)]
         assert host.devices() == "0,1"
         assert host.node.held() == {0: "603", 1: "603"}
+
+
+@as_root
+@pytest.mark.parametrize("method", VERSIONS)
+def test_each_task_is_kept_off_other_gpus_and_nothing_is_left_of_it(tmp_path: Path, method: str) -> None:
+    cell = Cell(method)
+    shell = Shepherd(cell)
+    try:
+        dev = tmp_path / "dev"
+        make_devices(dev)
+        host = Host(tmp_path, f"isolation: {method}\nroots: {{dev: {dev}}}\n")
+        host.shepherd(opening(dev, 0, 1, 2, 3))
+        for task in (host.task, host.task.another(2)):
+            words = [f"cd {task.place};", *(f"{name}={value}" for name, value in host.environ.items())]
+            said = shell.run(f"{' '.join(words)} {STUB} --config {host.node.config}")[1]
+            assert said == ["opens", "opens", "EPERM", "EPERM"]
+            devices = task.exported()["CUDA_VISIBLE_DEVICES"]
+            assert devices == f"{uuid(0)},{uuid(1)}", "UUIDs, as others cannot be counted any more"
+        assert len(cell.made()) == 1, "the first task's went when the second one's was made"
+        with host.node.store.exclusive():
+            host.node.store.release(lambda owner: owner.job == "603")
+            undo_gone(host.node.state, {})
+        assert cell.made() == []
+    finally:
+        shell.end()
+        cell.remove()
