@@ -110,7 +110,7 @@ def read_all(state: Directory) -> "list[Confinement]":
                 pairs = decode_pairs(name, directory.read(name))
                 lists = {key: tuple(pairs[key].split()) for key in ("units", "files")}
                 found.append(Confinement(name, **{key: pairs[key] for key in _TEXTS}, **lists))  # type: ignore[arg-type]
-            except (FileNotFoundError, KeyError, UnknownFormat, UntrustedFile):
+            except (OSError, KeyError, UnknownFormat, UntrustedFile):
                 continue
     finally:
         directory.close()

@@ -11,7 +11,7 @@ import time
 from nodeagent.errors import LockBusy, UnitHeld, UnknownFormat, UntrustedFile
 from nodeagent.lock.record import UNREADABLE, Owner, decode_owner
 from nodeagent.lock.unit import is_unit
-from nodeagent.state.files import Directory, decode_pairs, encode_pairs, make_directory, write_new
+from nodeagent.state.files import Directory, decode_pairs, encode_pairs, judge_own, make_directory, write_new
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ LOCK_FILE = "lock"
 LOCKS = "locks"
 RETIRED = "retired"
 FLOCK_TIMEOUT = 1.5
+_OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PREPARED, _DISCARDED = ".new-", ".old-"
 
 
@@ -38,7 +39,12 @@ class _Flock:
 
     def __enter__(self) -> None:
         # 0600: a user who could open it could hold the flock and stop every hook.
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self._path, _OPEN_LOCK, 0o600)
+        try:
+            judge_own(self._path, os.fstat(self._fd))
+        except UntrustedFile:
+            os.close(self._fd)
+            raise
         deadline = time.monotonic() + self._timeout
         pause = 0.001
         while True:
@@ -85,6 +91,7 @@ class Store:
 
         Raises:
             LockBusy: on entry, when it could not be had within `timeout` seconds.
+            UntrustedFile: on entry, when others could have it open, and so keep it.
 
         """
         return _Flock(f"{self._state.path}/{LOCK_FILE}", timeout, self.trace)

@@ -4,7 +4,8 @@ import fcntl
 import os
 import time
 
-from nodeagent.state.files import Directory, escape, short, unescape
+from nodeagent.errors import UntrustedFile
+from nodeagent.state.files import Directory, escape, judge_own, short, unescape
 
 EVENTS = "events"
 TAKEN = "events.taken"
@@ -42,7 +43,7 @@ def append(state: Directory, kind: str, **fields: str) -> bool:
                 os.ftruncate(fd, size)  # a half line would swallow the next one
         finally:
             os.close(fd)
-    except OSError:
+    except (OSError, UntrustedFile):
         pass
     _count_dropped(state)
     return False
@@ -54,9 +55,11 @@ def _open_current(state: Directory) -> int:
         fd = os.open(EVENTS, _APPEND, 0o600, dir_fd=state.fd)
         try:
             _lock_soon(fd)
-            if os.fstat(fd).st_nlink:
+            status = os.fstat(fd)
+            if status.st_nlink:
+                judge_own(EVENTS, status)
                 return fd
-        except OSError:
+        except (OSError, UntrustedFile):
             os.close(fd)
             raise
         os.close(fd)
@@ -79,10 +82,11 @@ def _count_dropped(state: Directory) -> None:
     try:
         fd = os.open(DROPPED, _APPEND, 0o600, dir_fd=state.fd)
         try:
+            judge_own(DROPPED, os.fstat(fd))
             os.write(fd, b".")
         finally:
             os.close(fd)
-    except OSError:
+    except (OSError, UntrustedFile):
         pass
 
 

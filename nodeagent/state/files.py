@@ -27,6 +27,18 @@ def _judge(path: str, status: os.stat_result, extra_uids: "tuple[int, ...]", kin
         raise UntrustedFile(path, f"others can write it (mode {status.st_mode & 0o7777:04o})")
 
 
+def judge_own(path: str, status: os.stat_result, extra_uids: "tuple[int, ...]" = ()) -> None:
+    """Refuse to write into an open file that is not as we make them; one of two names is another file as well.
+
+    Raises:
+        UntrustedFile: FIFO, device, foreign owner, writable by others, hard link.
+
+    """
+    _judge(path, status, extra_uids, _S_IFREG)
+    if status.st_nlink > 1:
+        raise UntrustedFile(path, f"it has {status.st_nlink} names")
+
+
 def check_parents(path: str, extra_uids: "tuple[int, ...]" = (), depth: int = 0) -> None:
     """Refuse `path` unless each directory above it is root's (or the caller's) and writable by nobody else.
 
@@ -96,6 +108,8 @@ def read_trusted_bytes(
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UntrustedFile(path, "it is a symbolic link") from error
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
+            raise UntrustedFile(path, "it is not a regular file") from error
         raise
     try:
         status = os.fstat(fd)
@@ -171,8 +185,12 @@ class Directory:
     def forget_temporaries(self, seconds: float) -> None:
         """Remove what a `replace` that was killed left behind so long ago (names that begin with a dot)."""
         for name in self.names():
-            if name.startswith(".") and time.time() - os.stat(name, dir_fd=self.fd).st_mtime > seconds:
+            if name.startswith(".") and self.age(name) > seconds:
                 self.remove(name)
+
+    def age(self, name: str) -> float:
+        """Return for how many seconds what has this name has not changed, be it a link or whatever."""
+        return time.time() - os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
 
     def remove(self, name: str) -> bool:
         """Remove a file; False if there was none."""
@@ -193,14 +211,18 @@ def make_directory(path: str, dir_fd: "int | None" = None) -> None:
 
 
 def write_new(name: str, text: str, dir_fd: int, durable: bool = False, mode: int = 0o644) -> None:
-    """Write a complete new file, or leave none. A left-over of a crash under that name is overwritten.
+    """Write a complete new file, or leave none. What is left of a crash under that name, or else is there, is removed.
 
     Raises:
         OSError: ENOSPC, EIO, …; nothing is left behind.
 
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, mode, dir_fd=dir_fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, mode, dir_fd=dir_fd)
+    except FileExistsError:
+        os.unlink(name, dir_fd=dir_fd)
+        fd = os.open(name, flags, mode, dir_fd=dir_fd)
     try:
         try:
             os.fchmod(fd, mode)

@@ -1,7 +1,6 @@
 """How often this node has sent a Grid Engine job back: one small file a job. Lean."""
 
-import os
-import time
+from nodeagent.errors import UntrustedFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,10 +14,10 @@ def _name(job: str, task: str) -> str:
 
 
 def count(state: "Directory", job: str, task: str) -> int:
-    """Return how often the job was sent back since it last got its GPUs here."""
+    """Return how often the job was sent back since it last got its GPUs here; 0 where that cannot be read."""
     try:
         return len(state.read(_name(job, task)))
-    except OSError:
+    except (OSError, UntrustedFile):
         return 0
 
 
@@ -28,12 +27,15 @@ def add(state: "Directory", job: str, task: str) -> None:
 
 
 def forget(state: "Directory", job: str, task: str) -> None:
-    """The job got its GPUs, or waits for somebody to look."""
-    state.remove(_name(job, task))
+    """The job got its GPUs, or waits for somebody to look; a count that will not go costs no job its start."""
+    try:
+        state.remove(_name(job, task))
+    except OSError:
+        pass
 
 
 def sweep(state: "Directory", seconds: float) -> None:
     """Forget the jobs that have not returned for so long: they ran elsewhere, or were deleted."""
     for name in state.names():
-        if name.startswith(_PREFIX) and time.time() - os.stat(name, dir_fd=state.fd).st_mtime > seconds:
+        if name.startswith(_PREFIX) and state.age(name) > seconds:
             state.remove(name)
