@@ -8,10 +8,11 @@ from nodeagent.hook.boundary import SGE_RERUN, SGE_USER_ERROR, guarded
 from nodeagent.hook.node import Node, open_node, open_state, tell_user
 from nodeagent.hook.sge_job import BadAmount, JobFile, UnknownJobFile, job_file, read_job
 from nodeagent.hook.sge_login import remember_spool
+from nodeagent.hook.sge_shepherd import LONGEST_LINE, OUTSIDE_ARRAYS, with_the_shepherds_word
 from nodeagent.lock.model import is_pattern
 from nodeagent.lock.record import Owner
 from nodeagent.state import reruns
-from nodeagent.state.files import check_parents, read_trusted_bytes
+from nodeagent.state.files import check_parents, judge_own, read_trusted_bytes
 from nodeagent.state.hook_conf import HookConf
 from nodeagent.state.processes import parent
 from nodeagent.state.verdict_file import FAILED, UnitLine, VerdictFile
@@ -27,18 +28,18 @@ _QSTAT_TIMEOUT = 1.5
 
 
 def job_and_task(environ: "Mapping[str, str]") -> "tuple[str, str]":
-    """Return the ids of a job and of its task (empty outside arrays), which no `qsub -v` can change.
+    """Return the ids of a job and of its task (empty outside arrays).
 
     Raises:
         BadRequest: this is not called by Grid Engine's shepherd.
 
     """
-    job, task = environ.get("JOB_ID", ""), environ.get("SGE_TASK_ID", "undefined")
+    job, task = environ.get("JOB_ID", ""), environ.get("SGE_TASK_ID", OUTSIDE_ARRAYS)
     if not (job.isascii() and job.isdigit() and len(job) <= 10):  # noqa: PLR2004
         raise BadRequest("JOB_ID", job, "a job id")
-    if task != "undefined" and not (task.isascii() and task.isdigit()):
+    if task != OUTSIDE_ARRAYS and not (task.isascii() and task.isdigit()):
         raise BadRequest("SGE_TASK_ID", task, "a task id")
-    return job, "" if task == "undefined" else task
+    return job, "" if task == OUTSIDE_ARRAYS else task
 
 
 class Job:
@@ -52,8 +53,7 @@ class Job:
     def __init__(self, conf: "HookConf | None", environ: "Mapping[str, str]") -> None:
         """Find the job's spool directory.
 
-        Grid Engine sets JOB_ID, SGE_TASK_ID and SGE_JOB_SPOOL_DIR itself, over any value of the user's; still the
-        directory is believed only if root or Grid Engine's administrator owns it and all above it.
+        It is believed only if root or Grid Engine's administrator owns it and all above it.
 
         Raises:
             BadRequest, UntrustedFile, OSError: this is not called by Grid Engine's shepherd.
@@ -105,10 +105,9 @@ class Job:
         """Append to the environment that the job will get; the last line of a name wins over the user's own."""
         data = "".join(f"{name}={value}\n" for name, value in pairs).encode("utf-8", "surrogateescape")
         path = f"{self.place}/environment"
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if os.fstat(fd).st_uid not in (0, os.geteuid(), *self.admin_uids):
-                raise UntrustedFile(path, "it belongs to a user")
+            judge_own(path, os.fstat(fd), self.admin_uids)
             if os.write(fd, data) != len(data):
                 raise OSError(28, "no space for the job's environment", path)
         finally:
@@ -169,6 +168,7 @@ def _ask_qmaster(conf: HookConf, job: Job) -> JobFile:
 def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Choose, lock and export the job's GPUs; a job without any is told to see none."""
     node = open_node(arguments)
+    environ = with_the_shepherds_word(environ)
     job = Job(node.conf, environ)
     remember_spool(node.state, job.spool)
     request = read_request(node, job)
@@ -274,7 +274,9 @@ def environment(
     node: Node, conf: HookConf, units: "Sequence[UnitLine]", environ: "Mapping[str, str]", constrained: bool
 ) -> "list[tuple[str, str]]":
     """Return what a job with these units gets; `environ` is what it has so far."""
-    binds = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
+    # With a list of the user's that is too long the shepherd would read a second line, after all others.
+    pairs = emit.bind_environment(emit.driver_binds(conf, node.verdict), environ)
+    binds = [(name, value) for name, value in pairs if len(os.fsencode(f"{name}={value}")) <= LONGEST_LINE]
     devices = emit.gpu_environment(emit.visible_devices(conf, units, constrained))
     return [*devices, *emit.share_environment(conf, units), *binds]
 
@@ -294,6 +296,6 @@ def _give_back(node: Node, conf: HookConf, owner: Owner, error: UnitsUnavailable
 @guarded("sge epilog")
 def run_epilog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     """Give back what this job holds on this node, by the lock's record alone, and end what it left running there."""
-    job, task = job_and_task(environ)
+    job, task = job_and_task(with_the_shepherds_word(environ))
     epilog.end(open_state(arguments), "sge", "", job, task)
     return 0

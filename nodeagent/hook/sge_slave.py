@@ -163,7 +163,7 @@ def _confine(node: Node, conf: HookConf, task: Task, units: "Sequence[UnitLine]"
 
 def _blind(place: str) -> None:
     """Let the task see no GPU, whatever its environment is like."""
-    fd = os.open(f"{place}/environment", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(f"{place}/environment", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         lines = "".join(f"{name}={value}\n" for name, value in emit.gpu_environment(emit.NO_DEVICES))
         os.write(fd, lines.encode())

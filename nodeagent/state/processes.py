@@ -11,7 +11,7 @@ from nodeagent.state.boot import read_start, start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 _STATUS = 8192
 _ENVIRON = 262144
@@ -148,11 +148,25 @@ def owner_uid(proc: str, pid: int) -> int:
 
 def parent(proc: str, pid: int) -> int:
     """Return the process that started it, or has adopted it; 0 if it is gone, or has none."""
+    return _name_and_parent(proc, pid)[1]
+
+
+def ancestors(proc: str, pid: int) -> "Iterator[tuple[int, str]]":
+    """Yield the processes above one, nearest first, each with the name of its program (15 characters of it)."""
+    above = _name_and_parent(proc, pid)[1]
+    while above:
+        pid = above
+        name, above = _name_and_parent(proc, pid)
+        yield pid, name
+
+
+def _name_and_parent(proc: str, pid: int) -> "tuple[str, int]":
     try:
-        fields = read_start(f"{proc}/{pid}/stat").rpartition(b")")[2].split()
+        head, _, rest = read_start(f"{proc}/{pid}/stat").rpartition(b")")
     except OSError:
-        return 0
-    return int(fields[1]) if len(fields) > 1 else 0
+        return "", 0
+    fields = rest.split()
+    return head.partition(b"(")[2].decode("utf-8", "replace"), int(fields[1]) if len(fields) > 1 else 0
 
 
 def uids(proc: str, pid: int) -> "set[int]":

@@ -8,6 +8,7 @@ import pytest
 from nodeagent.errors import NodeAgentError
 from nodeagent.hook import sge
 from nodeagent.hook.sge_job import BadAmount, UnknownJobFile, job_file, read_job
+from nodeagent.hook.sge_shepherd import LONGEST_LINE
 from nodeagent.lock.record import Owner
 from nodeagent.state import events
 from nodeagent.state.verdict_file import UnitLine
@@ -506,6 +507,15 @@ def test_a_bind_path_of_several_lines_cannot_forge_the_environment(driver_node: 
     assert prolog(driver_node, job, APPTAINER_BINDPATH="/a\nCUDA_VISIBLE_DEVICES=0,1,2,3") == 0
     assert job.exported()["CUDA_VISIBLE_DEVICES"] == "0"
     assert "APPTAINER_BINDPATH" not in job.exported()
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_no_line_is_longer_than_the_shepherd_reads(driver_node: LaidOutNode, tmp_path: Path, over: int) -> None:
+    job = SgeJob(tmp_path / "spool", gpus=1)
+    room = LONGEST_LINE - len(f"SINGULARITY_BINDPATH=,{BINDS}") + over
+    assert prolog(driver_node, job, SINGULARITY_BINDPATH="é" * (room // 2) + "e" * (room % 2)) == 0
+    assert ("SINGULARITY_BINDPATH" in job.exported()) == (not over)
+    assert job.exported()["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_a_set_for_another_driver_than_runs_is_not_bound(driver_node: LaidOutNode, tmp_path: Path) -> None:
