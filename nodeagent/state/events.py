@@ -1,5 +1,6 @@
 """What hooks did: one line an event, appended by them, taken up by the agent. Lean."""
 
+import errno
 import fcntl
 import os
 import time
@@ -99,25 +100,49 @@ def dropped(state: Directory) -> int:
 
 
 def take(state: Directory) -> "list[Event]":
-    """Return the events that wait and remove them (the agent only); a crash in between repeats some, loses none."""
+    """Return the events that wait and remove them (the agent only); a crash in between repeats some, loses none.
+
+    What is no file of ours in their place is removed, and an event itself.
+    """
     found = []
     for name in (TAKEN, EVENTS):
         try:
             if name == EVENTS:
                 os.rename(EVENTS, TAKEN, src_dir_fd=state.fd, dst_dir_fd=state.fd)
-            fd = os.open(TAKEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=state.fd)
+            found += [event for line in _take(state) if (event := _decode(line)) is not None]
         except FileNotFoundError:
             continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with os.fdopen(os.dup(fd), "rb") as file:
-                found += [event for line in file if (event := _decode(line)) is not None]
-            os.unlink(TAKEN, dir_fd=state.fd)
         except BlockingIOError:  # somebody stopped in the middle of writing: the next cycle takes it up
             return found
-        finally:
-            os.close(fd)
+        except UntrustedFile as error:
+            _remove_taken(state)
+            found.append(Event("events_refused", time.time(), {"why": str(error)}))
     return found
+
+
+def _take(state: Directory) -> "list[bytes]":
+    try:
+        fd = os.open(TAKEN, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=state.fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise UntrustedFile(EVENTS, "it is a symbolic link or a socket") from error
+        raise
+    try:
+        judge_own(EVENTS, os.fstat(fd))
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with os.fdopen(os.dup(fd), "rb") as file:
+            lines = list(file)
+        _remove_taken(state)  # with the flock: a writer that has it open sees that it is gone
+        return lines
+    finally:
+        os.close(fd)
+
+
+def _remove_taken(state: Directory) -> None:
+    try:
+        os.unlink(TAKEN, dir_fd=state.fd)
+    except IsADirectoryError:
+        os.rmdir(TAKEN, dir_fd=state.fd)
 
 
 def _decode(line: bytes) -> "Event | None":

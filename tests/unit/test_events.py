@@ -70,3 +70,24 @@ def test_only_root_can_open_the_file(state: Directory, tmp_path: Path) -> None:
 def test_damaged_lines_are_skipped(state: Directory, tmp_path: Path) -> None:
     (tmp_path / "state" / "events").write_bytes(b"garbage\n\xff\xfe\n1.0\tgrant\tjob=1\n\n")
     assert [event.kind for event in events.take(state)] == ["grant"]
+
+
+@pytest.mark.parametrize("shape", ["link", "dangling link", "FIFO", "directory", "hard link", "writable by all"])
+def test_what_stands_in_their_place_is_removed_told_and_not_believed(
+    state: Directory, tmp_path: Path, shape: str
+) -> None:
+    place, other = tmp_path / "state" / "events", tmp_path / "other"
+    other.write_text("1.0\tgrant\tjob=1\n")
+    if "link" in shape:
+        (os.link if shape == "hard link" else os.symlink)(other if shape != "dangling link" else "/nowhere", place)
+    elif shape == "FIFO":
+        os.mkfifo(place)
+    elif shape == "directory":
+        place.mkdir()
+    else:
+        place.write_text(other.read_text())
+        place.chmod(0o666)
+    assert [event.kind for event in events.take(state)] == ["events_refused"]
+    assert events.append(state, "grant")
+    assert [event.kind for event in events.take(state)] == ["grant"]
+    assert other.read_text() == "1.0\tgrant\tjob=1\n"

@@ -1,6 +1,7 @@
 """Files that root trusts."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,23 @@ def test_a_state_directory_that_is_a_link_or_a_file_is_refused(place: Path) -> N
 def test_what_a_killed_writer_left_is_forgotten_and_nothing_else(place: Path) -> None:
     for name in (".verdict.1", ".verdict.2", "verdict"):
         (place / name).write_text("x")
-    for name in (".verdict.1", "verdict"):
-        os.utime(place / name, (0, 0))
+    (place / ".link.1").symlink_to("/nowhere")
+    for name in (".verdict.1", "verdict", ".link.1"):
+        os.utime(place / name, (0, 0), follow_symlinks=False)
     directory = Directory(str(place))
     directory.forget_temporaries(60)
     assert directory.names() == [".verdict.2", "verdict"]
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: os.link("bystander", path), lambda path: os.symlink("bystander", path)]
+)
+def test_nothing_is_written_through_what_stands_in_a_new_files_place(
+    place: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], object]
+) -> None:
+    monkeypatch.chdir(place)
+    Path("bystander").write_text("own\n")
+    make(f".verdict.{os.getpid()}")
+    Directory(str(place)).replace("verdict", "new\n")
+    assert (Path("verdict").read_text(), Path("bystander").read_text()) == ("new\n", "own\n")
+    assert sorted(os.listdir(place)) == ["bystander", "verdict"]
