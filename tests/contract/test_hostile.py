@@ -7,6 +7,7 @@ planted, no program of a user's run as root, one line an event. The environment'
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 
 from nodeagent.state import events
 from nodeagent.state.hook_conf import HOOK_CONF, Source, read_hook_conf
-from tests.contract.test_hook_process import PROMISED, ROOT, Ended, run, slurm_job, trap
-from tests.sge_files import SgeJob
+from tests.contract.test_hook_process import PROMISED, ROOT, Ended, Trap, run, slurm_job, trap
+from tests.contract.test_link import lay_out, linked_files
+from tests.sge_files import SgeJob, packed_job
 from tests.support import LaidOutNode, uuid
 
 __all__ = ["trap"]
@@ -139,15 +141,16 @@ class Stage:
         if self.state.is_symlink() or path.is_symlink() or not path.is_file() or path.stat().st_size == HUGE:
             return []
         lines = path.read_bytes().splitlines()
-        taken = events.take(self.node.state)
-        assert len(taken) == len(lines)
-        return [event.kind for event in taken]
+        kinds = [event.kind for event in events.take(self.node.state)]
+        assert kinds == ["events_refused"] or len(kinds) == len(lines)
+        return kinds
 
     def mine(self) -> list[int]:
         """Return the GPUs that the test's own job holds."""
-        job = self.environ.get("SLURM_JOB_ID") or self.environ["JOB_ID"]
+        job = b"12" if self.kind == "slurm" else b"603"
         gpus = {uuid(gpu): gpu for gpu in range(self.node.gpus)}
-        return sorted(gpus[path.parent.name] for path in self.owners() if f"job={job}" in path.read_text().split("\n"))
+        mine = [path for path in self.owners() if b"job=" + job in path.read_bytes().split(b"\n")]
+        return sorted(gpus[path.parent.name] for path in mine)
 
 
 FREE, DEBRIS = f"state/locks/{uuid(5)}", f"state/locks/.new-0123456789abcdef-{uuid(5)}"
@@ -258,3 +261,118 @@ def test_a_forged_environment_makes_no_job_another(tmp_path: Path, task: str) ->
     assert under_a_shepherd(stage, mine, "epilog", victim.environ) == 0
     assert [owner.job for owner in stage.node.store.owners().values()] == ["500", "500", "7"]
     stage.check_others()
+
+
+# -- whose words are believed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "state/hook.conf", "state"])
+@pytest.mark.parametrize("shape", ["a user's link", *CHANGED])
+@pytest.mark.parametrize("kind", ["slurm", "sge"])
+def test_no_program_is_run_that_a_user_names(tmp_path: Path, trap: Trap, kind: str, place: str, shape: str) -> None:
+    stage = Stage(tmp_path, kind)
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    theirs = LaidOutNode(evil, kind, gpus=8, settings="hooks: {wait_for_units: 0}\n")
+    for node in (stage.node, theirs):  # what makes a hook run a scheduler's command
+        with node.store.exclusive():
+            node.store.retire(uuid(0), [("reason", "XID 79")])
+        node.compile(**{f"scheduler.{kind}.bin_dir": str(trap.directory)})
+    stage.job.file.write_bytes(b"of another form")
+    path = tmp_path / place
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(evil / place, path) if place == "state" else shutil.copy(evil / place, path)
+    stage.plant(path, shape)
+    ended = run(f"prolog/{kind}", stage.node, {**trap.environ, **stage.environ})
+    assert ended.status == (0 if kind == "slurm" else 99)
+    assert ended.seconds < PROMISED
+    assert trap.sprung() == []
+
+
+def test_the_bait_is_taken_where_root_itself_names_it(tmp_path: Path, trap: Trap) -> None:
+    stage = Stage(tmp_path, "slurm")
+    stage.node.compile(**{"scheduler.slurm.bin_dir": str(trap.directory)})
+    with stage.node.store.exclusive():
+        stage.node.store.retire(uuid(0), [("reason", "XID 79")])
+    run("prolog/slurm", stage.node, stage.environ)
+    assert trap.sprung() == ["scontrol"]
+
+
+@pytest.mark.parametrize("shape", [shape for shape in INSTEAD if shape != "dangling link"])
+@pytest.mark.parametrize("stub", ["prolog/slurm", "epilog/slurm", "prolog/sge", "epilog/sge"])
+def test_whatever_stands_where_a_linked_hook_is(tmp_path: Path, stub: str, shape: str) -> None:
+    place, kind = lay_out(tmp_path / "library"), stub.partition("/")[2]
+    stage = Stage(tmp_path, kind)
+    for path in linked_files(place):
+        path.unlink()
+        INSTEAD[shape](path)
+    argv = [str(place / stub), "--config", str(stage.node.config)]
+    done = subprocess.run(argv, env=stage.environ, capture_output=True, timeout=PROMISED, check=False)
+    damaged = shape == "10⁷ bytes"  # no link at all in the other cases: its modules are searched for
+    assert done.returncode == (99 if damaged and stub == "prolog/sge" else 0)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert stage.mine() == ([] if damaged or "epilog" in stub else [0, 1])
+
+
+# -- texts of a user's ------------------------------------------------------------------------------------------------
+
+TEXTS = {
+    "lines": "a\n1.0\tgrant\tjob=7\nformat=1\nunits=GPU-1\r\x0b\x0c\x1c\x85\u2028\u2029end",
+    "pairs": "job=7 units=GPU-1 task=%0Ajob=7",
+    "shell": "x; touch /; `id` $(id) && \"q\" 'q' | a > b",
+    "bytes": "\udcff\udc85\n\udcc3\udc80",
+    "long": "x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_in_slurms_variables(tmp_path: Path, text: str) -> None:
+    stage = Stage(tmp_path, "slurm")
+    theirs = {"SLURM_JOB_USER": text, "SLURM_JOB_UID": text, "SLURM_JOB_RESTART_COUNT": text}
+    theirs |= {"SLURM_JOB_NAME": text, "SLURM_JOB_COMMENT": text}
+    stage.environ.update(theirs)
+    assert stage.hook("prolog").status == 0
+    assert stage.mine() == [0, 1]
+    assert stage.hook("epilog").status == 0
+    assert stage.mine() == []
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_GPUS"):
+        for when in ("prolog", "epilog"):
+            stage.environ = {**slurm_job(gpus="0-1"), **theirs, name: text}
+            assert stage.hook(when).status == 0
+            assert stage.mine() == []
+    stage.check_others()
+    assert stage.check_events() == ["grant", "release", "malformed_request"]
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_in_a_tasks_environment_become_no_lines_of_slurms(tmp_path: Path, text: str) -> None:
+    node = LaidOutNode(tmp_path, "slurm", settings=f"roots: {{sys: {tmp_path}/sys}}\n")
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    (tmp_path / "sys/module/nvidia/version").write_text("1.2\n")
+    node.write_verdict(driver="1.2", binds="/site/bin:/nvbin:ro")
+    for name in ("CUDA_VISIBLE_DEVICES", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH", "SLURM_JOB_NAME"):
+        done = run("prolog/slurm-task", node, {**slurm_job(gpus="0"), name: text})
+        assert (done.status, done.err) == (0, "")
+        assert {line.partition("=")[0] for line in done.out.split("\n") if line} <= {
+            f"export {prefix}{variable}"
+            for variable in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH")
+            for prefix in ("", "APPTAINERENV_", "SINGULARITYENV_")
+        }
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_texts_in_a_job_of_grid_engine(tmp_path: Path, text: str) -> None:
+    stage = Stage(tmp_path, "sge")
+    said = text.encode("utf-8", "surrogateescape")
+    for request, status in ((("gpu", said, 2.0, 1), 0), (("gpu", said, 1e300, 1), 100), (("gpu", said, -1.0, 1), 100)):
+        stage.job.file.write_bytes(packed_job([request], user=said, strings=[said, b"gpu=4"]))  # type: ignore[arg-type]
+        (stage.job.directory / "environment").write_bytes(b"X=" + said + b"\nCUDA_VISIBLE_DEVICES=0,1,2,3\n")
+        ended = run("prolog/sge", stage.node, {**stage.environ, "JOB_NAME": text, "REQUEST": text})
+        assert (ended.status, ended.out, len(ended.err.splitlines())) == (status, "", int(status == 100))
+        assert stage.mine() == ([] if status else [0, 1])
+        last = (stage.job.directory / "environment").read_bytes().split(b"\nCUDA_VISIBLE_DEVICES=")[-1].split(b"\n")[0]
+        assert last == (b"0,1,2,3" if status else b"0,1")
+        assert stage.hook("epilog").status == 0
+        assert stage.mine() == []
+    stage.check_others()
+    assert stage.check_events() == ["grant", "release", "malformed_request", "malformed_request"]
