@@ -7,6 +7,7 @@ planted, no program of a user's run as root, one line an event. The environment'
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import stat
@@ -18,7 +19,7 @@ import pytest
 
 from nodeagent.state import events
 from nodeagent.state.hook_conf import HOOK_CONF, Source, read_hook_conf
-from tests.contract.test_hook_process import PROMISED, ROOT, Ended, Trap, run, slurm_job, trap
+from tests.contract.test_hook_process import PROMISED, ROOT, Ended, Trap, run, slurm_job, trap, with_strace
 from tests.contract.test_link import lay_out, linked_files
 from tests.sge_files import SgeJob, packed_job
 from tests.support import LaidOutNode, uuid
@@ -376,3 +377,22 @@ def test_texts_in_a_job_of_grid_engine(tmp_path: Path, text: str) -> None:
         assert stage.mine() == []
     stage.check_others()
     assert stage.check_events() == ["grant", "release", "malformed_request", "malformed_request"]
+
+
+# -- directories of a user's ------------------------------------------------------------------------------------------
+
+
+@with_strace
+@pytest.mark.parametrize("stub", ["prolog/slurm", "epilog/slurm", "prolog/sge", "epilog/sge"])
+def test_no_directory_of_a_users_is_looked_into(tmp_path: Path, trap: Trap, stub: str) -> None:
+    """What a user plants there, be it a link or a FIFO, can do nothing: no system call names a file in it."""
+    stage = Stage(tmp_path, stub.partition("/")[2])
+    calls = tmp_path / "calls"
+    environ = {name: value for name, value in trap.environ.items() if not name.startswith("LD_")}  # ld.so's own affair
+    tracer = ["/usr/bin/strace", "-f", "-y", "-s", "4096", "-e", "trace=%file", "-o", str(calls)]
+    done = run(stub, stage.node, {**environ, **stage.environ}, *tracer, cwd=str(trap.directory))
+    assert done.status == 0
+    lines = [line for line in calls.read_text().splitlines() if re.search(r"\d+ +(?!execve|getcwd)\w+\(", line)]
+    assert any(str(stage.state) in line for line in lines)
+    plain = [re.sub(r'AT_FDCWD<[^>]*>, (?="/)', "", line) for line in lines]
+    assert [line for line in plain if str(trap.directory) in line or re.search(r'\w\("[^/]', line)] == []

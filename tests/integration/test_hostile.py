@@ -123,9 +123,10 @@ def test_a_user_of_grid_engine(gridengine: test_gridengine.Lab) -> None:
             gate.touch()
             until(lambda: list(lab.node.holders().values()) == [holder], "its own GPU freed by its epilog, no other")
             lab.cluster.wait_job_gone(job)
-        for request in ("1\n", "1\ngpu=4", "1;id", "-1"):
+        refused = [["-l", f"gpu={request}"] for request in ("1\n", "1\ngpu=4", "1;id", "-1")]
+        for words in (*refused, ["-N", LINES], ["-N", LONG], ["-A", LONG]):
             with pytest.raises(CommandFailed):
-                lab.cluster.submit("alice", ["-l", f"gpu={request}"])
+                lab.cluster.submit("alice", words)
         waits = lab.cluster.submit("alice", ["-l", f"gpu={'1' * 100_000}"])
         lab.cluster.wait_job_gone(lab.cluster.submit("alice", ["-l", "gpu=1"]))  # the scheduler has seen both
         assert lab.cluster.state(waits) == "qw"
@@ -156,7 +157,7 @@ def test_a_user_of_slurm(slurm: test_slurm.Lab) -> None:
     forged |= {"X": SHELL_TEXT, "Y": LINES, "APPTAINER_BINDPATH": LINES, "SINGULARITY_BINDPATH": LONG}
     jobs: list[tuple[list[str], Mapping[str, str]]] = [
         ([f"--export=ALL,{bait.given},SLURM_CONF=/dev/zero"], forged),
-        ([f"--export={bait.given},CUDA_VISIBLE_DEVICES=0-3,SLURM_JOB_GPUS=0-3"], {}),
+        ([f"--export={bait.given},CUDA_VISIBLE_DEVICES=0-3,SLURM_JOB_GPUS=0-3", "-J", LONG[:1024]], {}),
         (["-J", LINES, f"--comment={SHELL_TEXT}"], {}),
         (["-J", SHELL_TEXT, f"--comment={LINES}", f"--wckey={SHELL_TEXT}"], {}),
     ]
@@ -171,9 +172,10 @@ def test_a_user_of_slurm(slurm: test_slurm.Lab) -> None:
             assert f"\nCUDA_VISIBLE_DEVICES={mine}\n" in f"\n{lab.cluster.output(job)}"
             gate.touch()
             until(lambda: list(node.holders().values()) == [holder], "its own GPU freed by its epilog, no other")
-        for request in ("1\n2", "1;id", "-1", "1" * 100_000):
+        refused = [f"--gres=gpu:{request}" for request in ("1\n2", "1;id", "-1", "1" * 100_000)]
+        for words in (*([word] for word in refused), ["-J", LONG], ["--comment", LONG]):
             with pytest.raises(CommandFailed):
-                lab.cluster.submit("alice", [f"--gres=gpu:{request}"])
+                lab.cluster.submit("alice", words)
     assert not bait.canary.exists()
     lab.finish(holder, holder_gate)
     until(lab.all_free, "all freed")

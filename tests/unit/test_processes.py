@@ -71,3 +71,11 @@ def test_groups_cgroups_and_variables(proc: Proc) -> None:
     assert processes.variable(proc.root, 10, "SLURM_JOB_ID") == "77"
     assert processes.variable(proc.root, 10, "SLURM_JOB") == ""
     assert processes.owner_uid(proc.root, 10) == os.getuid()
+
+
+def test_ancestors_are_named_whatever_stands_in_their_names(tmp_path: Path) -> None:
+    for pid, name, above in ((30, "python3", 20), (20, "sge_shepherd", 10), (10, "1 (x) S 9) 1", 1), (1, "init", 0)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} ({name}) S {above} 0 0\n")
+    assert list(processes.ancestors(str(tmp_path), 30)) == [(20, "sge_shepherd"), (10, "1 (x) S 9) 1"), (1, "init")]
+    assert list(processes.ancestors(str(tmp_path), 99)) == []
