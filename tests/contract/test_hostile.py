@@ -12,7 +12,7 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -154,6 +154,23 @@ class Stage:
         return sorted(gpus[path.parent.name] for path in mine)
 
 
+Stages = Callable[[str], Stage]
+
+
+@pytest.fixture
+def stage_of(tmp_path: Path) -> Iterator[Stages]:
+    """Lay stages out, and close what they hold open: there are more cases than a process may have files."""
+    made: list[Stage] = []
+
+    def lay_out_stage(kind: str) -> Stage:
+        made.append(Stage(tmp_path, kind))
+        return made[-1]
+
+    yield lay_out_stage
+    for stage in made:
+        stage.node.state.close()
+
+
 FREE, DEBRIS = f"state/locks/{uuid(5)}", f"state/locks/.new-0123456789abcdef-{uuid(5)}"
 SPOOLED = "spool/active_jobs/603.1"
 ALL = frozenset(SHAPES)
@@ -171,6 +188,7 @@ PLACES: Mapping[str, frozenset[str]] = {
     "state/events": IN_ITS_PLACE,
     "state/events.dropped": IN_ITS_PLACE,
     "state/lock": frozenset({"10⁷ bytes"}),
+    "state/wake": IN_ITS_PLACE,
     "state/locks": frozenset(),
     FREE: IN_ITS_PLACE,
     DEBRIS: IN_ITS_PLACE,
@@ -183,6 +201,7 @@ PLACES: Mapping[str, frozenset[str]] = {
 """Places that hooks of both schedulers come to."""
 GRID_ENGINES: Mapping[str, frozenset[str]] = {
     "state/reruns.603.": IN_ITS_PLACE,
+    "state/sge-spool": IN_ITS_PLACE,
     f"{SPOOLED}/environment": frozenset({"10⁷ bytes"}),
     f"{SPOOLED}/pe_hostfile": IN_ITS_PLACE,
     f"{SPOOLED}/pid": IN_ITS_PLACE,
@@ -223,8 +242,8 @@ def prepare(stage: Stage, place: str) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "place", "shape"), CASES)
-def test_whatever_stands_where_a_hook_reads_or_writes(tmp_path: Path, kind: str, place: str, shape: str) -> None:
-    stage = Stage(tmp_path, kind)
+def test_whatever_stands_where_a_hook_reads_or_writes(stage_of: Stages, kind: str, place: str, shape: str) -> None:
+    stage = stage_of(kind)
     stage.plant(prepare(stage, place), shape)
     served = shape in {**PLACES, **GRID_ENGINES}[place]
     ended = stage.hook("prolog")
@@ -232,6 +251,7 @@ def test_whatever_stands_where_a_hook_reads_or_writes(tmp_path: Path, kind: str,
     assert ended.status == (0 if kind == "slurm" or served else 99)
     stage.check_others()
     assert stage.hook("epilog").status == 0
+    assert stage.mine() == []
     stage.check_others()
     stage.check_events()
 
@@ -250,8 +270,8 @@ def under_a_shepherd(stage: Stage, job: SgeJob, when: str, forged: Mapping[str, 
 
 
 @pytest.mark.parametrize("task", ["", "1", "3"])
-def test_a_forged_environment_makes_no_job_another(tmp_path: Path, task: str) -> None:
-    stage = Stage(tmp_path, "sge")
+def test_a_forged_environment_makes_no_job_another(stage_of: Stages, tmp_path: Path, task: str) -> None:
+    stage = stage_of("sge")
     victim, mine = (SgeJob(tmp_path / "spool", job, task, gpus=2) for job in ("500", "603"))
     for job in (victim, mine):
         forged = {**victim.environ, "SGE_TASK_ID": "17" if task == "3" else victim.environ["SGE_TASK_ID"]}
@@ -270,8 +290,10 @@ def test_a_forged_environment_makes_no_job_another(tmp_path: Path, task: str) ->
 @pytest.mark.parametrize("place", ["config.yaml", "state/hook.conf", "state"])
 @pytest.mark.parametrize("shape", ["a user's link", *CHANGED])
 @pytest.mark.parametrize("kind", ["slurm", "sge"])
-def test_no_program_is_run_that_a_user_names(tmp_path: Path, trap: Trap, kind: str, place: str, shape: str) -> None:
-    stage = Stage(tmp_path, kind)
+def test_no_program_is_run_that_a_user_names(
+    stage_of: Stages, tmp_path: Path, trap: Trap, kind: str, place: str, shape: str
+) -> None:
+    stage = stage_of(kind)
     evil = tmp_path / "evil"
     evil.mkdir()
     theirs = LaidOutNode(evil, kind, gpus=8, settings="hooks: {wait_for_units: 0}\n")
@@ -284,14 +306,15 @@ def test_no_program_is_run_that_a_user_names(tmp_path: Path, trap: Trap, kind: s
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.copytree(evil / place, path) if place == "state" else shutil.copy(evil / place, path)
     stage.plant(path, shape)
+    theirs.state.close()
     ended = run(f"prolog/{kind}", stage.node, {**trap.environ, **stage.environ})
     assert ended.status == (0 if kind == "slurm" else 99)
     assert ended.seconds < PROMISED
     assert trap.sprung() == []
 
 
-def test_the_bait_is_taken_where_root_itself_names_it(tmp_path: Path, trap: Trap) -> None:
-    stage = Stage(tmp_path, "slurm")
+def test_the_bait_is_taken_where_root_itself_names_it(stage_of: Stages, trap: Trap) -> None:
+    stage = stage_of("slurm")
     stage.node.compile(**{"scheduler.slurm.bin_dir": str(trap.directory)})
     with stage.node.store.exclusive():
         stage.node.store.retire(uuid(0), [("reason", "XID 79")])
@@ -301,9 +324,9 @@ def test_the_bait_is_taken_where_root_itself_names_it(tmp_path: Path, trap: Trap
 
 @pytest.mark.parametrize("shape", [shape for shape in INSTEAD if shape != "dangling link"])
 @pytest.mark.parametrize("stub", ["prolog/slurm", "epilog/slurm", "prolog/sge", "epilog/sge"])
-def test_whatever_stands_where_a_linked_hook_is(tmp_path: Path, stub: str, shape: str) -> None:
+def test_whatever_stands_where_a_linked_hook_is(stage_of: Stages, tmp_path: Path, stub: str, shape: str) -> None:
     place, kind = lay_out(tmp_path / "library"), stub.partition("/")[2]
-    stage = Stage(tmp_path, kind)
+    stage = stage_of(kind)
     for path in linked_files(place):
         path.unlink()
         INSTEAD[shape](path)
@@ -327,8 +350,8 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_texts_in_slurms_variables(tmp_path: Path, text: str) -> None:
-    stage = Stage(tmp_path, "slurm")
+def test_texts_in_slurms_variables(stage_of: Stages, text: str) -> None:
+    stage = stage_of("slurm")
     theirs = {"SLURM_JOB_USER": text, "SLURM_JOB_UID": text, "SLURM_JOB_RESTART_COUNT": text}
     theirs |= {"SLURM_JOB_NAME": text, "SLURM_JOB_COMMENT": text}
     stage.environ.update(theirs)
@@ -362,8 +385,8 @@ def test_texts_in_a_tasks_environment_become_no_lines_of_slurms(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_texts_in_a_job_of_grid_engine(tmp_path: Path, text: str) -> None:
-    stage = Stage(tmp_path, "sge")
+def test_texts_in_a_job_of_grid_engine(stage_of: Stages, text: str) -> None:
+    stage = stage_of("sge")
     said = text.encode("utf-8", "surrogateescape")
     for request, status in ((("gpu", said, 2.0, 1), 0), (("gpu", said, 1e300, 1), 100), (("gpu", said, -1.0, 1), 100)):
         stage.job.file.write_bytes(packed_job([request], user=said, strings=[said, b"gpu=4"]))  # type: ignore[arg-type]
@@ -384,9 +407,9 @@ def test_texts_in_a_job_of_grid_engine(tmp_path: Path, text: str) -> None:
 
 @with_strace
 @pytest.mark.parametrize("stub", ["prolog/slurm", "epilog/slurm", "prolog/sge", "epilog/sge"])
-def test_no_directory_of_a_users_is_looked_into(tmp_path: Path, trap: Trap, stub: str) -> None:
+def test_no_directory_of_a_users_is_looked_into(stage_of: Stages, tmp_path: Path, trap: Trap, stub: str) -> None:
     """What a user plants there, be it a link or a FIFO, can do nothing: no system call names a file in it."""
-    stage = Stage(tmp_path, stub.partition("/")[2])
+    stage = stage_of(stub.partition("/")[2])
     calls = tmp_path / "calls"
     environ = {name: value for name, value in trap.environ.items() if not name.startswith("LD_")}  # ld.so's own affair
     tracer = ["/usr/bin/strace", "-f", "-y", "-s", "4096", "-e", "trace=%file", "-o", str(calls)]
