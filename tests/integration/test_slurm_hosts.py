@@ -63,6 +63,12 @@ def grants(lab: Lab, node: str) -> dict[str, str]:
     return {lock["unit"]: lock["grant"] for lock in found}
 
 
+def by_scheduler(lab: Lab, node: str) -> list[str]:
+    """Return whose the locks are, by the word in them."""
+    found = json.loads(lab.nodes[node].ask("locks", "--json"))["locks"]
+    return sorted(lock["scheduler"] for lock in found)
+
+
 @contextmanager
 def agent_stopped(lab: Lab, node: str) -> Iterator[None]:
     """Leave a node to its hooks alone."""
@@ -85,7 +91,8 @@ def test_the_agent_completes_what_a_prolog_was_not_told_and_the_epilog_frees_it_
     until(lambda: holders(lab)["n1"] == {0: job, 1: job, 2: other, 3: other}, "the other job's completed too")
     with agent_stopped(lab, "n1"):
         assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0,1", "as CUDA counts what Slurm calls 0,2"
-        until(lambda: holders(lab)["n1"] == {2: other, 3: other}, "the whole grant freed by the epilog")
+        until(lambda: by_scheduler(lab, "n1") == ["cleaning"] * 2 + ["slurm"] * 2, "the whole grant given back")
+    until(lambda: holders(lab)["n1"] == {2: other, 3: other}, "and freed when the agent has looked at its GPUs")
 
 
 def test_a_name_that_could_be_taken_for_slurms_answer_widens_nothing(lab: Lab) -> None:

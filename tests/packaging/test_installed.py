@@ -152,13 +152,13 @@ json.dump({
     "data": other(open, "/var/lib/gpu-nodeagent/tried", "w"),
     "write in /usr": other(open, "/usr/tried", "w"),
     "write in /etc": other(open, "/etc/gpu-nodeagent/tried", "w"),
-    "write in /sys": other(open, "/sys/fs/cgroup/cgroup.procs", "w"),
+    "write in /sys": other(open, "/sys/power/state", "w"),
     "mount": other(mount),
     "disk": other(os.open, "/dev/disk0", os.O_RDONLY),
     "node of a GPU": other(os.mknod, "/dev/nvidia1", 0o20666, os.makedev(195, 1)),
     "make a disk": other(os.mknod, "/dev/disk1", 0o60600, os.makedev(8, 0)),
     "become another": other(os.setuid, 65534),
-    "take a file": other(os.chown, "/run/gpu-nodeagent/tried", 65534, 65534),
+    "give a file back": other(os.chown, "/run/gpu-nodeagent/tried", 65534, 65534),
 }, sys.stdout)
 """
 
@@ -185,7 +185,7 @@ def test_the_confinement_leaves_what_is_needed_and_no_more(node: Node) -> None:
     machine.run("systemctl", "stop", "alien")
 
     assert result.pop("GPU") == errno.ENXIO  # let through to the driver, which this machine has not got
-    refused = ("write in", "mount", "make a disk", "become another", "take a file", "disk")
+    refused = ("write in", "mount", "make a disk", "become another", "disk")
     for what, number in result.items():
         assert bool(number) == what.startswith(refused), result
 
