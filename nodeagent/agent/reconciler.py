@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from nodeagent.agent.journal import Log
 from nodeagent.config.model import Roots
 from nodeagent.errors import NodeAgentError
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import GpuFacts, NodeFacts
 from nodeagent.health.units import Instances
 from nodeagent.isolation.confine import leftovers, undo_gone
 from nodeagent.lock.evidence import in_use
@@ -16,7 +16,7 @@ from nodeagent.lock.record import CLEANING, Owner
 from nodeagent.lock.store import Store
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.state.boot import start_time
-from nodeagent.state.processes import device_number
+from nodeagent.state.processes import device_number, uids
 
 _LONGEST_PAUSE = 8640
 LOOK_AGAIN = 60
@@ -100,12 +100,20 @@ class Reconciler:
     def _unused(self, owner: Owner, facts: NodeFacts, instances: Instances) -> bool:
         """Say whether nobody uses the GPUs of a grant: NVML names no process, and none of its user's has them open.
 
-        That is known only of GPUs that were read just now without a fault.
+        That is known only of GPUs that were read just now without a fault. On a GPU of which the grant has a share or
+        an instance other users' processes are other jobs'.
         """
         names = _gpus(owner, instances)
-        gpus = [gpu for gpu in facts.gpus if gpu.uuid in names and gpu.error is None and not gpu.processes]
+        whole = names == set(owner.units)
+        gpus = [gpu for gpu in facts.gpus if gpu.uuid in names and gpu.error is None]
+        gpus = [gpu for gpu in gpus if not (gpu.processes if whole else self._of_user(gpu, owner))]
         devices = {device_number(f"{self._roots.dev}/nvidia{gpu.minor}") for gpu in gpus if gpu.minor is not None}
         return len(gpus) == len(names) and not in_use(self._roots.proc, devices - {-1}, owner, of_user=True)
+
+    def _of_user(self, gpu: GpuFacts, owner: Owner) -> list[int]:
+        """Return the processes on a GPU that are not known to be other users' than the owner's."""
+        users = {process.pid: uids(self._roots.proc, process.pid) for process in gpu.processes}
+        return [pid for pid, known in users.items() if not (owner.uid.isdigit() and known) or int(owner.uid) in known]
 
     def _free(self, boot_id: str, ended: Mapping[str, str]) -> None:
         with self._store.exclusive():  # judged again under the flock: what was gone may be a new grant by now

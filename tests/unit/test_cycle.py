@@ -726,6 +726,18 @@ def test_a_lock_stays_while_a_process_uses_its_gpu(bench: Bench) -> None:
     assert bench.store.owners() == {}
 
 
+@pytest.mark.parametrize(("uid", "left"), [(os.getuid(), 1), (os.getuid() + 1, 0), ("", 1)])
+def test_a_lost_share_is_freed_beside_other_users_processes_only(bench: Bench, uid: object, left: int) -> None:
+    share = f"{bench.uuid(0)}@1"
+    owner = Owner("slurm", job="7", grant="g7", uid=str(uid), boot_id="boot-1", units=(share,), gpus=(bench.uuid(0),))
+    with bench.store.exclusive():
+        bench.store.claim(owner)
+    bench.scheduler.over = {"7"}
+    bench.source.set(0, processes=(Process(os.getpid()),))
+    bench.run(2 * LOOK_AGAIN + 10)
+    assert len(bench.store.owners()) == left
+
+
 @pytest.mark.parametrize("place", ["/state", "/data"])
 def test_a_directory_that_takes_no_writes_keeps_no_faulty_gpu_in_service(
     slurmish: Bench, monkeypatch: pytest.MonkeyPatch, place: str
