@@ -1,5 +1,7 @@
 """Grid Engine's hooks: the outcome table of the design, row by row."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
