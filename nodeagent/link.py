@@ -10,7 +10,13 @@ file of an older release must be gone before its modules are: an installation re
 import marshal
 import os
 import sys
-from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +76,8 @@ class _Noting(SourceFileLoader):
 
     def exec_module(self, module: "ModuleType") -> None:
         super().exec_module(module)
-        self.ended.append(module)
+        if module.__name__.partition(".")[0] == "nodeagent":
+            self.ended.append(module)
 
 
 def modules_of(names: "Sequence[str]", library: str) -> "list[Linked]":
@@ -82,7 +89,8 @@ def modules_of(names: "Sequence[str]", library: str) -> "list[Linked]":
     for name in [name for name in sys.modules if name.partition(".")[0] == "nodeagent"]:
         del sys.modules[name]
     _Noting.ended.clear()
-    finder = FileFinder.path_hook((_Noting, SOURCE_SUFFIXES))
+    # fcntl is a shared library in some builds of Python
+    finder = FileFinder.path_hook((ExtensionFileLoader, EXTENSION_SUFFIXES), (_Noting, SOURCE_SUFFIXES))
     before = sys.path[:], sys.path_hooks[:]
     sys.path[0:0] = [library]
     sys.path_hooks.insert(0, finder)
