@@ -83,7 +83,8 @@ def look(config: Config) -> tuple[Verdict, NodeFacts]:
         facts = source.sample()
     finally:
         source.close()
-    verdict, _ = judge(Memory(), facts, replace(config.health, default_strikes=1, strikes={}))
+    at_once = replace(config.health, default_strikes=1, strikes={}, dwell={}, settle=0.0)
+    verdict, _ = judge(Memory(), facts, at_once)
     return verdict, facts
 
 

@@ -116,17 +116,23 @@ class Health:
     """When findings become a verdict and when a verdict is taken back.
 
     `expected_gpus` (-1: not checked) is the node's number of GPUs. `strikes` is how many cycles in a row a finding
-    must stand before it counts, by check; `default_strikes` for the rest. `recover` is how many clean cycles in a row
-    bring a unit back. `xid_actions` overrides the table, XID -> recovery action.
+    must stand before it counts, or in how many of a time it must have been found, by check; `default_strikes` for the
+    rest. `dwell` is for how many seconds it must have stood besides. `recover` is how many clean cycles in a row bring
+    a unit back, `recover_after` for how many seconds it must have been clean besides, by check. Within `settle` seconds
+    of the boot nothing counts but events: drivers and links are still coming up. `xid_actions` overrides the table, XID
+    -> recovery action.
     """
 
     expected_gpus: int = setting(-1, values.count)
     default_strikes: int = setting(1, values.positive_count)
-    strikes: Mapping[str, int] = setting(
+    strikes: Mapping[str, int | values.Within] = setting(
         {"driver-init": 3, "driver-unresponsive": 2, "probe-crashed": 2},
-        values.mapping(values.name, values.positive_count),
+        values.mapping(values.name, values.strikes),
     )
+    dwell: Mapping[str, float] = setting({}, values.mapping(values.name, values.duration))
     recover: int = setting(3, values.positive_count)
+    recover_after: Mapping[str, float] = setting({}, values.mapping(values.name, values.duration))
+    settle: float = setting(60.0, values.duration)
     uncorrected_ecc_per_hour: float = setting(0.0, values.number)
     xid_actions: Mapping[int, str] = setting({}, values.mapping(values.xid, values.recovery_action))
 

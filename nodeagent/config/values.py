@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nodeagent.lock.model import is_pattern
 
@@ -20,6 +20,7 @@ _MOST_SLOTS = 256
 _SIZE = re.compile(r"(\d{1,15})\s*(|KiB|MiB|GiB)")
 _SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _MOST_WATTS = 10_000
+_MOST_STRIKES = 1000
 
 
 def text(value: Any) -> str:
@@ -192,6 +193,24 @@ def model_pattern(value: Any) -> str:
     if not isinstance(value, str) or not is_pattern(value):
         raise ValueError("wants a model: a word of its name, with '*' for anything and '|' between alternatives")
     return value
+
+
+class Within(NamedTuple):
+    """So many strikes within so many seconds."""
+
+    times: int
+    within: float
+
+
+def strikes(value: Any) -> int | Within:
+    """Readings in a row (3), or so many within a time ({count: 3, within: 10m})."""
+    if not isinstance(value, dict):
+        return positive_count(value)
+    if value.keys() != {"count", "within"}:
+        raise ValueError("wants a number of readings in a row, or {count: 3, within: 10m}")
+    if positive_count(value["count"]) > _MOST_STRIKES:
+        raise ValueError(f"wants a count of at most {_MOST_STRIKES} within a time")
+    return Within(int(value["count"]), positive_duration(value["within"]))
 
 
 def xid(value: Any) -> int:

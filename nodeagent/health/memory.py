@@ -43,10 +43,14 @@ class EccWatch:
 
 @dataclass(frozen=True)
 class Standing:
-    """What one check found at one severity, kept until `recover` clean cycles have passed; `clean` counts them."""
+    """What one check found at one severity, kept until the unit has been clean for long enough.
+
+    `clean` counts the clean cycles in a row, `clean_since` is when the first of them was (monotonic seconds).
+    """
 
     findings: tuple[Finding, ...]
     clean: int = 0
+    clean_since: float | None = None
 
     @property
     def check(self) -> str:
@@ -64,8 +68,9 @@ class UnitMemory:
     """One GPU as it is remembered in this boot, or (`uuid` empty) the node as a whole.
 
     Identity is the last one known. `state` is the last verdict, empty before the first; `since` when it began
-    (monotonic seconds). `strikes` counts, by check, the cycles in a row in which it found something. `energy` is the
-    last reading. `absent` says that the last complete sweep had no such GPU.
+    (monotonic seconds). `strikes` counts, by check, the cycles in a row in which it found something, `rows` has when
+    the first of them was, `stamps` when the last ones were, where a number of them within a time is asked for. `energy`
+    is the last reading. `absent` says that the last complete sweep had no such GPU.
     """
 
     uuid: str
@@ -82,6 +87,8 @@ class UnitMemory:
     ecc: EccWatch | None = None
     latches: tuple[Latch, ...] = ()
     strikes: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, float] = field(default_factory=dict)
+    stamps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     standing: tuple[Standing, ...] = ()
 
     @property
@@ -122,7 +129,7 @@ def clear(memory: Memory, uuid: str) -> Memory:
     if unit.absent:
         del units[uuid]
     else:
-        units[uuid] = replace(unit, latches=(), ecc=None, strikes={}, standing=())
+        units[uuid] = replace(unit, latches=(), ecc=None, strikes={}, rows={}, stamps={}, standing=())
     return replace(memory, units=units)
 
 
@@ -157,8 +164,11 @@ def _plain_unit(unit: UnitMemory) -> dict[str, Any]:
     plain["ecc"] = None if unit.ecc is None else dict(vars(unit.ecc))
     plain["latches"] = [dict(vars(latch)) for latch in unit.latches]
     plain["strikes"] = dict(unit.strikes)
+    plain["rows"] = dict(unit.rows)
+    plain["stamps"] = {check: list(stamps) for check, stamps in unit.stamps.items()}
     plain["standing"] = [
-        {"clean": one.clean, "findings": list(map(_plain_finding, one.findings))} for one in unit.standing
+        {"clean": one.clean, "clean_since": one.clean_since, "findings": list(map(_plain_finding, one.findings))}
+        for one in unit.standing
     ]
     return plain
 
@@ -172,6 +182,8 @@ def _unit(plain: Mapping[str, Any]) -> UnitMemory:
     values["ecc"] = None if plain["ecc"] is None else EccWatch(**plain["ecc"])
     values["latches"] = tuple(Latch(**latch) for latch in plain["latches"])
     values["strikes"] = {str(check): int(count) for check, count in plain["strikes"].items()}
+    values["rows"] = {str(check): float(since) for check, since in plain.get("rows", {}).items()}
+    values["stamps"] = {str(check): tuple(map(float, found)) for check, found in plain.get("stamps", {}).items()}
     values["standing"] = tuple(_standing(one) for one in plain["standing"])
     return UnitMemory(**values)
 
@@ -183,4 +195,5 @@ def _standing(plain: Mapping[str, Any]) -> Standing:
     )
     if not findings:
         raise ValueError("a standing without findings")
-    return Standing(findings, int(plain["clean"]))
+    since = plain.get("clean_since")
+    return Standing(findings, int(plain["clean"]), None if since is None else float(since))

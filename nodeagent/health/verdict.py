@@ -56,7 +56,7 @@ class Verdict:
 def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, Memory]:
     """Return this cycle's verdict and what the next one has to remember; the same input gives the same output.
 
-    Begin with `Memory()`. A finding counts when it has stood for its check's strikes, an XID at once. ERROR fails a
+    Begin with `Memory()`. A finding counts by its check's rule (rules.py), an XID at once. ERROR fails a
     unit, WARNING degrades it, UNKNOWN makes it UNKNOWN unless something worse stands. What counted is taken back after
     `recover` cycles in a row in which the unit was read and nothing as bad was found; until then its reasons stay and
     say what is missing. A unit that could not be read keeps its verdict until the strikes are full; one that never had

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.config.model import Health
+from nodeagent.config.values import Within
 from nodeagent.errors import UnknownFormat
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
@@ -33,10 +34,10 @@ class Unit:
         self.config = config
         self.memory = UnitMemory("u")
         self.reasons: tuple[Finding, ...] = ()
-        self.now = 0.0
+        self.now = 1000.0
 
-    def see(self, *findings: Finding, judged: bool = True) -> str:
-        self.now += 1.0
+    def see(self, *findings: Finding, judged: bool = True, after: float = 1.0) -> str:
+        self.now += after
         weighed = weigh(self.memory, findings, judged, self.now, self.config)
         self.memory, self.reasons = weighed.memory, weighed.reasons
         return self.memory.state
@@ -99,6 +100,85 @@ def test_a_unit_that_never_had_a_verdict_is_unknown_while_a_grave_finding_gather
     assert unit.see(BAD) == "UNKNOWN"
     assert unit.reasons[0].evidence == "e ERROR (seen 1 of 3 times)"
     assert Unit(Health(strikes={"w": 3})).see(WARN) == "OK", "a gathering warning does not keep a new GPU out"
+
+
+def test_strikes_within_a_time_count_in_a_row_or_not() -> None:
+    unit = Unit(Health(strikes={"e": Within(3, 60.0)}, recover=1))
+    unit.see()
+    assert [unit.see(BAD), unit.see(), unit.see(BAD), unit.see(), unit.see(BAD)] == ["OK"] * 4 + ["FAILED"]
+    late = Unit(Health(strikes={"e": Within(3, 60.0)}))
+    late.see()
+    assert [late.see(BAD, after=40) for _ in range(20)] == ["OK"] * 20, "three never fall into one minute"
+    assert len(late.memory.stamps["e"]) == 2, "what can count no more is not kept"
+
+
+def test_what_counted_within_a_time_does_not_come_and_go() -> None:
+    unit = Unit(Health(strikes={"e": Within(2, 60.0)}, recover=1))
+    assert [unit.see(BAD), unit.see(BAD)] == ["UNKNOWN", "FAILED"]
+    assert [unit.see(after=30), unit.see(after=30)] == ["FAILED", "FAILED"]
+    assert unit.reasons[0].evidence == "e ERROR (not seen now; clean cycles: 2 of 1, clean for 30 of 60 s)"
+    assert unit.see(after=30) == "OK"
+
+
+def test_a_finding_counts_after_its_dwell_time_which_an_unread_cycle_does_not_end() -> None:
+    unit = Unit(Health(dwell={"e": 30.0}))
+    assert [unit.see(BAD), unit.see(BAD, after=20), unit.see(judged=False, after=5)] == ["UNKNOWN"] * 3
+    assert unit.see(BAD, after=4) == "UNKNOWN"
+    assert unit.reasons[0].evidence == "e ERROR (stands for 29 of 30 s)"
+    assert unit.see(BAD) == "FAILED"
+    passing = Unit(Health(dwell={"e": 30.0}))
+    assert [passing.see(BAD), passing.see(after=20), passing.see(BAD, after=20)] == ["UNKNOWN", "OK", "OK"]
+
+
+def test_coming_back_takes_its_time_too_where_a_check_has_one() -> None:
+    unit = Unit(Health(recover=2, recover_after={"e": 100.0}))
+    unit.see(BAD)
+    assert [unit.see(after=50), unit.see(after=50), unit.see(after=49)] == ["FAILED"] * 3
+    assert unit.see(BAD) == "FAILED"
+    assert [unit.see(after=50), unit.see(after=99), unit.see()] == ["FAILED", "FAILED", "OK"], "the time began anew"
+    other = Unit(Health(recover=2, recover_after={"e": 100.0}))
+    other.see(finding("x", Severity.ERROR))
+    assert [other.see(), other.see()] == ["FAILED", "OK"]
+
+
+def test_a_clean_time_is_no_substitute_for_clean_cycles() -> None:
+    unit = Unit(Health(recover=3, recover_after={"e": 10.0}))
+    unit.see(BAD)
+    assert [unit.see(after=500), unit.see(after=500), unit.see(after=500)] == ["FAILED", "FAILED", "OK"]
+
+
+def test_findings_wait_until_the_node_has_settled_after_its_boot() -> None:
+    unit = Unit(Health(settle=60.0))
+    unit.now = 20.0
+    assert unit.see() == "OK"
+    assert unit.see(BAD) == "UNKNOWN", "not granted, and nothing is done about it"
+    assert unit.reasons[0].evidence == "e ERROR (counts from 60 s after the boot on)"
+    assert unit.see(WARN) == "OK"
+    assert unit.see(BAD, after=60) == "FAILED"
+    fleeting = Unit(Health(settle=60.0))
+    fleeting.now = 20.0
+    assert [fleeting.see(BAD), fleeting.see(), fleeting.see(after=60)] == ["UNKNOWN", "OK", "OK"]
+
+
+def test_an_xid_does_not_wait_for_anything() -> None:
+    rules = Health(strikes={"xid": Within(3, 60.0)}, dwell={"xid": 60.0}, settle=1e6)
+    cycles = Cycles(rules)
+    cycles.see(gpu(0))
+    assert cycles.see(gpu(0), xids=(xid(0, 79),)).units[0].state == "FAILED"
+
+
+def test_rules_survive_a_restart_and_an_older_release_s_memory_is_taken_up() -> None:
+    unit = Unit(Health(strikes={"e": Within(3, 60.0)}, dwell={"e": 2.0}, recover_after={"w": 50.0}))
+    unit.see(BAD, WARN)
+    unit.see(BAD)
+    plain = json.loads(json.dumps(to_plain(Memory(BOOT, units={"u": unit.memory}))))
+    assert from_plain(plain).units["u"] == unit.memory
+    unit.memory = from_plain(plain).units["u"]
+    assert unit.see(BAD) == "FAILED"
+    for key in ("rows", "stamps"):
+        del plain["units"][0][key]
+    del plain["units"][0]["standing"][0]["clean_since"]
+    assert from_plain(plain).units["u"].strikes == {"e": 2}
 
 
 def test_coming_back_takes_clean_cycles_in_a_row_and_says_what_is_missing() -> None:
@@ -167,7 +247,7 @@ def test_since_is_when_the_state_changed() -> None:
     for found in ((), (), (BAD,), (BAD,), ()):
         unit.see(*found)
         seen.append(unit.memory.since)
-    assert seen == [1.0, 1.0, 3.0, 3.0, 3.0]
+    assert seen == [1001.0, 1001.0, 1003.0, 1003.0, 1003.0]
 
 
 def test_a_healthy_gpu_is_ok_at_first_sight_and_the_verdict_says_when() -> None:
