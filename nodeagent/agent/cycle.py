@@ -20,6 +20,7 @@ from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import CommandFailed, NodeAgentError, StateGone
+from nodeagent.external.schedule import SiteChecks
 from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, explains, from_plain, to_plain
 from nodeagent.health.units import Instances, mig_instances
@@ -83,6 +84,7 @@ class Cycle:
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
+        self._site = SiteChecks(ports.clock, config.roots.proc)
         self.clean_at = inf
         """When `clean` wants to be called again, by the clock's monotonic seconds."""
 
@@ -112,6 +114,7 @@ class Cycle:
     def end(self) -> None:
         """Let go of the probe, and leave the cleaning of units to the hooks."""
         self._cleaner.close()
+        self._site.close()
         self.ports.source.close()
 
     def fileno(self) -> int:
@@ -145,6 +148,7 @@ class Cycle:
         new._decider = self._decider.successor(config, ports.actions)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
+        new._site = self._site
         return new
 
     def run(self) -> Snapshot:
@@ -156,7 +160,7 @@ class Cycle:
         self._attempt("take_events", self._take_events)
         facts = self.ports.source.sample()
         self.witnessed()
-        facts = replace(facts, xids=tuple(self._xids))
+        facts = replace(facts, xids=tuple(self._xids), site=self._site.step(self.config.checks, self._is_busy))
         self._xids = []
         previous = self.snapshot.verdict if self.snapshot is not None else None
         verdict, self.memory = judge(self.memory, facts, self.config.health)
@@ -183,7 +187,9 @@ class Cycle:
             retired=self.ports.actions.store.retired(),
             drain_reason=record.reason if record is not None else "",
             slots=slots_by_gpu(verdict, self._instances, self.config.sharing),
-            counters=self._counts.frozen(events.dropped(self.ports.state), self._decider.counts, self.ports.source),
+            counters=self._counts.frozen(
+                events.dropped(self.ports.state), self._decider.counts, self.ports.source, self._site.counts
+            ),
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
         )
@@ -213,6 +219,7 @@ class Cycle:
             self._counts.hook_events[event.kind] += 1
             if event.kind == RESTORED_BY_HAND:
                 self.memory = clear(self.memory, event.fields.get("units", ""))
+                self._site.again()
             if event.kind == _CONFLICT:
                 self._reconciler.hint()
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
@@ -235,6 +242,9 @@ class Cycle:
         if node_before != verdict.node_state:
             why = "; ".join(finding.evidence for finding in verdict.node_findings)
             self.ports.log.warning("verdict_changed", node=self.node, verdict=verdict.node_state, why=why)
+
+    def _is_busy(self) -> bool:
+        return bool(self.ports.actions.store.owners())
 
     def _tell_hooks(self, verdict: Verdict, facts: NodeFacts) -> None:
         if self._binds[0] != facts.driver:
@@ -280,7 +290,13 @@ class _Counts:
         self.xids: Counter[tuple[str, int]] = Counter()
         self.hook_events: Counter[str] = Counter()
 
-    def frozen(self, dropped: int, decisions: Counter[tuple[str, str]], source: GpuSource) -> Counters:
+    def frozen(
+        self,
+        dropped: int,
+        decisions: Counter[tuple[str, str]],
+        source: GpuSource,
+        site: Counter[tuple[str, str]],
+    ) -> Counters:
         return Counters(
             dict(self.xids),
             dict(self.hook_events),
@@ -289,4 +305,5 @@ class _Counts:
             getattr(source, "timeouts", 0),
             getattr(source, "crashes", 0),
             getattr(source, "abandoned", 0),
+            dict(site),
         )

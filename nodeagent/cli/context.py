@@ -118,7 +118,7 @@ def unit_named(config: Config, name: str, also: Collection[str] = ()) -> str:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON object."""
-    say(json.dumps(document, indent=2))
+    say(json.dumps(document, indent=2, default=vars))
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

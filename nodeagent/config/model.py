@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nodeagent.config import values
+from nodeagent.config.site_checks import SiteCheck, site_checks
 from nodeagent.state.hook_conf import DEFAULT_STATE_DIR
 
 T = TypeVar("T")
@@ -221,6 +222,7 @@ class Config:
     scheduler: Scheduler = section(Scheduler)
     hooks: Hooks = section(Hooks)
     health: Health = section(Health)
+    checks: Mapping[str, SiteCheck] = setting({}, site_checks)
     policy: Policy = section(Policy)
     cleanup: Cleanup = section(Cleanup)
     limits: Limits = section(Limits)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from nodeagent.lock.model import is_pattern
 
@@ -195,10 +196,11 @@ def model_pattern(value: Any) -> str:
     return value
 
 
-class Within(NamedTuple):
+@dataclass(frozen=True)
+class Within:
     """So many strikes within so many seconds."""
 
-    times: int
+    count: int
     within: float
 
 

@@ -123,6 +123,30 @@ class XidEvent:
     text: str = ""
 
 
+NOT_YET, ENDED, HUNG, BROKEN = "not yet", "ended", "hung", "broken"
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """What one of the site's own checks said last, with the settings by which it is to be understood.
+
+    `kind`: it has NOT_YET run since the agent started, ENDED by itself with `status` (minus the signal), HUNG beyond
+    its `timeout`, or is BROKEN: not started, `why` says it. `monotonic` is when its end was seen. `severity`, `action`
+    and `unit_from` are those of config.site_checks.SiteCheck.
+    """
+
+    name: str
+    kind: str = NOT_YET
+    monotonic: float = 0.0
+    status: int | None = None
+    output: str = ""
+    why: str = ""
+    severity: str = "error"
+    action: str = "none"
+    unit_from: str = "node"
+    timeout: float = 0.0
+
+
 @dataclass(frozen=True)
 class NodeFacts:
     """One sweep over the node.
@@ -133,7 +157,7 @@ class NodeFacts:
     died (0: it ended by itself); `hung_uuid` and `hung_index` tell where. `gpus` then holds what had been read before.
     `driver` is what NVML says, `kernel_driver` the version of the kernel module that is loaded (empty: none).
     `monotonic` is when the sweep ended, `boot_id` in which boot. `pci_gpus` counts NVIDIA's display and 3D controllers
-    on the bus, whatever the driver thinks of them.
+    on the bus, whatever the driver thinks of them. `site` is what the site's own checks said last.
     """
 
     boot_id: str
@@ -151,6 +175,7 @@ class NodeFacts:
     pci_gpus: int | None = None
     gpus: tuple[GpuFacts, ...] = ()
     xids: tuple[XidEvent, ...] = ()
+    site: tuple[SiteResult, ...] = ()
 
 
 @dataclass(frozen=True)

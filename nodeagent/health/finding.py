@@ -37,10 +37,15 @@ class RecoveryAction(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """`unit` is a UUID, or empty for the node as a whole. `evidence` is one line for a person."""
+    """`unit` is a UUID, or empty for the node as a whole. `evidence` is one line for a person.
+
+    `at` is when it was observed (monotonic seconds), if that was not in this cycle: the same observation, told again in
+    later cycles, is one strike.
+    """
 
     check: str
     unit: str
     severity: Severity
     evidence: str
     action: RecoveryAction = RecoveryAction.NONE
+    at: float | None = None

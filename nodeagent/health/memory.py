@@ -69,8 +69,8 @@ class UnitMemory:
 
     Identity is the last one known. `state` is the last verdict, empty before the first; `since` when it began
     (monotonic seconds). `strikes` counts, by check, the cycles in a row in which it found something, `rows` has when
-    the first of them was, `stamps` when the last ones were, where a number of them within a time is asked for. `energy`
-    is the last reading. `absent` says that the last complete sweep had no such GPU.
+    the first of them was, `stamps` when the last ones were: as many as the check's rule looks at, at least one.
+    `energy` is the last reading. `absent` says that the last complete sweep had no such GPU.
     """
 
     uuid: str

@@ -5,7 +5,7 @@ All times are monotonic seconds of one boot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nodeagent.config.model import Health
@@ -26,24 +26,31 @@ class Tally:
     stamps: Mapping[str, tuple[float, ...]]
 
 
-def tally(unit: UnitMemory, struck: Iterable[str], judged: bool, now: float, settings: Health) -> Tally:
-    """Return the tally after a cycle in which the checks `struck` found something.
+def tally(unit: UnitMemory, struck: Mapping[str, float], judged: bool, now: float, settings: Health) -> Tally:
+    """Return the tally after a cycle in which checks found something: `struck`, check → when that was observed.
 
-    A cycle in which the unit could not be read (not `judged`) ends the row of no other check. Of the stamps those are
-    kept which can still make up the number within its time, so they are no more than that number.
+    A cycle in which the unit could not be read (not `judged`) ends the row of no other check. An observation that is
+    told again is no new strike. Of the stamps those are kept which can still make up the number within its time.
     """
     strikes = {} if judged else dict(unit.strikes)
     rows = {} if judged else dict(unit.rows)
-    windows = {check: rule for check, rule in settings.strikes.items() if isinstance(rule, Within)}
-    stamps = {check: unit.stamps.get(check, ()) for check in windows}
-    for check in struck:
-        strikes[check] = unit.strikes.get(check, 0) + 1
-        rows[check] = unit.rows.get(check, now)
-        if check in windows:
-            stamps[check] = (*stamps[check], now)
-    for check, rule in windows.items():
-        stamps[check] = tuple(stamp for stamp in stamps[check] if now - stamp < rule.within)[-rule.times :]
-    return Tally(strikes, rows, {check: found for check, found in stamps.items() if found})
+    stamps = {}
+    for check in unit.stamps.keys() | struck.keys():
+        rule = settings.strikes.get(check)
+        found = unit.stamps.get(check, ())
+        at = struck.get(check)
+        if at is not None:
+            is_new = check not in unit.strikes or at not in found
+            strikes[check] = unit.strikes.get(check, 0) + is_new
+            rows[check] = unit.rows.get(check, at)
+            found = (*found, at) if at not in found else found
+        if isinstance(rule, Within):
+            found = tuple(stamp for stamp in found if now - stamp < rule.within)[-rule.count :]
+        else:
+            found = found[-1:] if check in strikes else ()
+        if found:
+            stamps[check] = found
+    return Tally(strikes, rows, stamps)
 
 
 def missing(check: str, seen: Tally, now: float, settings: Health) -> str:
@@ -55,8 +62,8 @@ def missing(check: str, seen: Tally, now: float, settings: Health) -> str:
     rule = settings.strikes.get(check, settings.default_strikes)
     if isinstance(rule, Within):
         found = len(seen.stamps.get(check, ()))
-        if found < rule.times:
-            return f"seen {found} of {rule.times} times within {rule.within:g} s"
+        if found < rule.count:
+            return f"seen {found} of {rule.count} times within {rule.within:g} s"
     elif seen.strikes[check] < rule:
         return f"seen {seen.strikes[check]} of {rule} times"
     stood, dwell = now - seen.rows[check], settings.dwell.get(check, 0.0)

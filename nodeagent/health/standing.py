@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from nodeagent.config.model import Health
@@ -20,21 +20,30 @@ class Weighed:
     reasons: tuple[Finding, ...]
 
 
-def weigh(unit: UnitMemory, findings: Sequence[Finding], judged: bool, now: float, settings: Health) -> Weighed:
+def weigh(
+    unit: UnitMemory,
+    findings: Sequence[Finding],
+    judged: bool,
+    now: float,
+    settings: Health,
+    unasked: Collection[str] = (),
+) -> Weighed:
     """Return the unit's new state.
 
-    `judged` says that the unit could be read in this cycle, so that a check which found nothing means something.
+    `judged` says that the unit could be read in this cycle, so that a check which found nothing means something, but
+    for those that have not been asked yet.
     """
     infos = [f for f in findings if f.severity is Severity.INFO]
     grave = [f for f in findings if f.severity is not Severity.INFO]
-    seen = tally(unit, {f.check for f in grave}, judged, now, settings)
+    seen = tally(unit, {f.check: now if f.at is None else f.at for f in grave}, judged, now, settings)
     lacks = {f.check: missing(f.check, seen, now, settings) for f in grave}
     counted = [f for f in grave if not lacks[f.check]]
     pending = [f for f in grave if lacks[f.check]]
     unknown = [f for f in counted if f.severity is Severity.UNKNOWN]
     fresh = _grouped([f for f in counted if f.severity is not Severity.UNKNOWN])
     blurred = not judged or any(f.severity is Severity.UNKNOWN for f in grave)
-    standing = (*fresh, *_held(unit.standing, fresh, pending, blurred, now, settings))
+    doubtful = {one.check for one in unit.standing if blurred or one.check in unasked}
+    standing = (*fresh, *_held(unit.standing, fresh, pending, doubtful, now, settings))
     unsettled = unit.state in ("", UNKNOWN) or now < settings.settle
     in_doubt = unsettled and (not judged or any(f.severity >= Severity.UNKNOWN for f in pending))
     state = _state(standing, bool(unknown) or in_doubt)
@@ -57,7 +66,7 @@ def _held(
     old: Sequence[Standing],
     fresh: Sequence[Standing],
     pending: Sequence[Finding],
-    blurred: bool,
+    doubtful: Collection[str],
     now: float,
     settings: Health,
 ) -> tuple[Standing, ...]:
@@ -66,7 +75,7 @@ def _held(
     for one in old:
         if any(new.check == one.check and new.severity >= one.severity for new in fresh):
             continue
-        dirty = blurred or any(f.severity >= one.severity for f in pending)
+        dirty = one.check in doubtful or any(f.severity >= one.severity for f in pending)
         since = one.clean_since if one.clean_since is not None else now
         left = Standing(one.findings) if dirty else replace(one, clean=one.clean + 1, clean_since=since)
         if dirty or left.clean < settings.recover or now - since < clean_for(one.check, settings):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nodeagent.config.model import Health
 from nodeagent.gpu.facts import NodeFacts
-from nodeagent.health.checks import CHECKS
+from nodeagent.health.checks import CHECKS, site
 from nodeagent.health.finding import Finding, RecoveryAction
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.scene import Scene, observe
@@ -69,9 +69,10 @@ def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, 
     findings = [finding for find in CHECKS.values() for finding in find(scene, settings)]
     now = facts.monotonic
     whole = scene.complete or scene.without_gpus(settings)
-    node = weigh(memory.node, _about("", findings), whole, now, settings)
+    unasked = site.unasked(scene)
+    node = weigh(memory.node, _about("", findings), whole, now, settings, unasked)
     units = {
-        uuid: weigh(unit, _about(uuid, findings), _judged(scene, uuid), now, settings)
+        uuid: weigh(unit, _about(uuid, findings), _judged(scene, uuid), now, settings, unasked)
         for uuid, unit in scene.units.items()
     }
     verdicts = sorted((_verdict(unit) for unit in units.values()), key=_place)

@@ -110,6 +110,8 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("probe_crashes", "Probe processes that died in NVML.", (), [((), count.probe_crashes)])
     abandoned = [((), count.probes_abandoned)]
     yield _counter("probes_abandoned", "Probe processes that could not be ended (state D).", (), abandoned)
+    site = sorted(count.site_checks.items())
+    yield _counter("site_check_runs", "Runs of the site's own checks and how they ended.", ("check", "result"), site)
     yield _gauge("cycle_seconds", "Duration of the last cycle.", snapshot.cycle_seconds)
     yield _gauge("locks_held", "Units that have an owner.", len(owners))
 

@@ -40,12 +40,13 @@ LAYERS: dict[str, set[str]] = {
     "drivers": {"config", "errors", "scheduler"},
     "discover": {"config", "errors", "gpu", "scheduler", "state"},
     "gpu": {"clock", "config", "state"},
+    "external": {"clock", "config", "errors", "gpu", "scheduler", "state"},
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "scheduler", "state"},
     "snapshot": {"gpu", "health"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
-        *("clock", "config", "drivers", "errors", "gpu", "health", "isolation"),
+        *("clock", "config", "drivers", "errors", "external", "gpu", "health", "isolation"),
         *("lock", "policy", "report", "scheduler", "snapshot", "state"),
     },
     "report": {"health", "lock", "snapshot", "state"},
@@ -76,7 +77,7 @@ DOORS = {
     "structlog": {"nodeagent.agent.journal"},
     "systemd": {"nodeagent.agent.journal", "nodeagent.agent.notify"},
     "elftools": {"nodeagent.drivers."},
-    "subprocess": {"nodeagent.scheduler.command", "nodeagent.gpu.probe_worker"},
+    "subprocess": {"nodeagent.scheduler.command", "nodeagent.gpu.probe_worker", "nodeagent.external."},
     "ctypes": {
         "nodeagent.state.processes",
         "nodeagent.gpu.nvml",

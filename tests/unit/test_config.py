@@ -8,6 +8,7 @@ from nodeagent.config import values
 from nodeagent.config.compile import hook_settings
 from nodeagent.config.load import flatten, load
 from nodeagent.config.model import Config
+from nodeagent.config.site_checks import SiteCheck
 from nodeagent.errors import ConfigError
 from nodeagent.state.hook_conf import Gres, HookConf, Source, decode_hook_conf, state_dir_of
 
@@ -81,6 +82,16 @@ def test_later_files_override_key_by_key(place: Path) -> None:
         ("health: {dwell: 30s}\n", 1, "health.dwell: wants a mapping"),
         ("health: {recover_after: {xid: soon}}\n", 1, "health.recover_after: wants a duration"),
         ("health: {settle: -1}\n", 1, "health.settle: wants a duration"),
+        ("checks: [nhc]\n", 1, "checks: wants a mapping of names to checks"),
+        ("checks: {a b: {command: [/bin/true]}}\n", 1, "checks: wants a name"),
+        ("checks: {nhc: /usr/sbin/nhc}\n", 1, "checks: nhc: wants a mapping with command"),
+        ("checks: {nhc: {timeout: 1s}}\n", 1, "checks: nhc: wants a command"),
+        ("checks: {nhc: {command: /usr/sbin/nhc -q}}\n", 1, "checks: nhc: command: wants a list such as"),
+        ("checks: {nhc: {command: [nhc]}}\n", 1, "checks: nhc: command: wants an absolute path"),
+        ("checks: {nhc: {command: [/bin/a], time_out: 1}}\n", 1, "checks: nhc: time_out: unknown key"),
+        ("checks: {nhc: {command: [/bin/a], timeout: 0}}\n", 1, "checks: nhc: timeout: wants a duration above 0"),
+        ("checks: {nhc: {command: [/bin/a], severity: fatal}}\n", 1, "checks: nhc: severity: wants one of info"),
+        ("checks: {nhc: {command: [/bin/a], user: 'a b'}}\n", 1, "checks: nhc: user: wants a name"),
         ("isolation: cgroup\n", 1, "isolation: wants one of auto, none, cgroup-v1, cgroup-v2, device-files"),
         ("cleanup: {leftover_memory: 1GB}\n", 1, "cleanup.leftover_memory: wants a size such as 512MiB"),
         ("cleanup: {leftover_memory: -1}\n", 1, "cleanup.leftover_memory: wants a size"),
@@ -203,3 +214,11 @@ def test_a_source_that_changed_is_noticed(place: Path) -> None:
     assert source.changed()
     path.unlink()
     assert source.changed()
+
+
+def test_a_check_of_the_site_is_read_as_people_write_it(place: Path) -> None:
+    (place / "config.yaml").write_text(
+        "checks:\n  nhc: {command: [/usr/sbin/nhc, -t, 50], user: nobody, timeout: 1m, unit_from: text}\n"
+    )
+    found = load(place / "config.yaml").config.checks
+    assert found == {"nhc": SiteCheck(("/usr/sbin/nhc", "-t", "50"), "nobody", 60.0, unit_from="text")}

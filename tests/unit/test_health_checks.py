@@ -33,6 +33,7 @@ def test_the_registry_names_every_check_once() -> None:
         "gpu-lost",
         "probe-crashed",
         "reset-required",
+        "site",
         "xid",
     ]
 

@@ -13,6 +13,7 @@ from nodeagent.health.checks import (
     gpu_lost,
     probe_crashed,
     reset_required,
+    site,
     xid,
 )
 from nodeagent.health.finding import Finding
@@ -29,4 +30,5 @@ CHECKS: Mapping[str, Check] = {
     reset_required.NAME: reset_required.find,
     xid.NAME: xid.find,
     ecc_uncorrected.NAME: ecc_uncorrected.find,
+    site.NAME: site.find,
 }

@@ -1,0 +1,205 @@
+"""One run of a site's check: started as its user, watched, and ended with all that it started. Blocks; for a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import select
+import signal
+import stat
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+from nodeagent.config.site_checks import SiteCheck
+from nodeagent.errors import UntrustedFile
+from nodeagent.gpu.facts import BROKEN, ENDED, HUNG
+from nodeagent.scheduler.command import BASE_ENVIRONMENT
+from nodeagent.state.files import check_parents
+from nodeagent.state.processes import all_pids
+
+MAX_OUTPUT = 64 << 10
+"""Bytes of output that are kept; the rest is read and dropped, so that the check does not stop at a full pipe."""
+MARK = "GPU_NODEAGENT_CHECK"
+"""In the environment of a check and of all that it starts, in whatever session: so they are found again."""
+_NAP = 0.1
+_KILL_WAIT = 1.0
+_MOST_PASSES = 50
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `kind` (ENDED, HUNG, BROKEN), exit status as subprocess has it, output, and why it is BROKEN."""
+
+    kind: str
+    status: int | None = None
+    output: str = ""
+    why: str = ""
+
+
+class Run:
+    """A run in progress. `begin` starts it in a thread; `outcome` is there when it is over, None if it was stopped."""
+
+    def __init__(self, check: SiteCheck, proc: str = "/proc") -> None:
+        self.check = check
+        self.outcome: Outcome | None = None
+        self.abandoned: subprocess.Popen[bytes] | None = None
+        """The process, if even SIGKILL did not end it (state D)."""
+        self.stopped = False
+        self._proc = proc
+        self._token = secrets.token_hex(8)
+        self._stopped_read, self._stopped_write = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="site-check")
+
+    def begin(self) -> None:
+        """Start it."""
+        self._thread.start()
+
+    def is_over(self) -> bool:
+        """Say whether it has ended, or was let go of."""
+        return not self._thread.is_alive()
+
+    def stop(self, wait: float = 0.0) -> None:
+        """Have it ended, with no outcome; waits so many seconds for that."""
+        if not self.stopped:
+            self.stopped = True
+            os.write(self._stopped_write, b"x")
+        self._thread.join(wait)
+
+    def close(self) -> None:
+        """Give back its descriptors, when it is over."""
+        for fd in (self._stopped_read, self._stopped_write):
+            os.close(fd)
+
+    # ---- in the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            check_executable(self.check.command[0])
+            process = self._start()
+        except (OSError, UntrustedFile, KeyError, subprocess.SubprocessError) as error:
+            why = f"no user {self.check.user}" if isinstance(error, KeyError) else str(error)
+            self.outcome = Outcome(BROKEN, why=f"cannot be started: {why}")
+            return
+        outcome = self._watch(process)
+        self._end(process)
+        self.outcome = outcome
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        user = pwd.getpwnam(self.check.user) if self.check.user else pwd.getpwuid(os.geteuid())
+        environment = {**BASE_ENVIRONMENT, "USER": user.pw_name, "LOGNAME": user.pw_name, MARK: self._token}
+        other = user.pw_uid != os.geteuid()
+        groups = os.getgrouplist(user.pw_name, user.pw_gid) if other else None
+        return subprocess.Popen(
+            self.check.command,
+            env={**environment, "HOME": user.pw_dir},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            start_new_session=True,
+            user=user.pw_uid if other else None,
+            group=user.pw_gid if other else None,
+            extra_groups=groups,
+        )
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
+        """Take its output until it ends, its time is over, or it is stopped (None)."""
+        deadline = time.monotonic() + self.check.timeout
+        output = bytearray()
+        pipe = -1 if process.stdout is None else process.stdout.fileno()
+        os.set_blocking(pipe, False)
+        ended = _pidfd(process.pid)
+        poll = select.poll()
+        for fd in (pipe, self._stopped_read, ended):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        try:
+            while process.poll() is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return Outcome(HUNG, output=_text(output))
+                ready = {fd for fd, _ in poll.poll(1000 * (left if ended >= 0 else min(left, _NAP)))}
+                if self._stopped_read in ready:
+                    return None
+                if pipe in ready and not _take(pipe, output):
+                    poll.unregister(pipe)  # it closed its output and goes on
+            _take(pipe, output)  # what is still in the pipe; a child that keeps it open is not waited for
+            return Outcome(ENDED, process.returncode, _text(output))
+        finally:
+            if ended >= 0:
+                os.close(ended)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill what is left of it: its group at once, then whoever left the group and still bears the mark."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for _ in range(_MOST_PASSES):
+            found = [pid for pid in all_pids(self._proc) if pid != process.pid and self._bears_mark(pid)]
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if not found:
+                break
+        if process.stdout is not None:
+            process.stdout.close()
+        try:
+            process.wait(_KILL_WAIT)
+        except subprocess.TimeoutExpired:
+            self.abandoned = process
+
+    def _bears_mark(self, pid: int) -> bool:
+        try:
+            with open(f"{self._proc}/{pid}/environ", "rb") as file:
+                return f"{MARK}={self._token}".encode() in file.read().split(b"\0")
+        except OSError:
+            return False
+
+
+def check_executable(path: str) -> None:
+    """Refuse a program that somebody but root (or the caller) could have written, or that is none.
+
+    Raises:
+        UntrustedFile: it, a directory above it, or a link on the way to it is not to be trusted.
+        OSError: it is missing.
+
+    """
+    real = os.path.realpath(path)
+    for one in (path, real):
+        check_parents(one)
+    if os.lstat(path).st_uid not in (0, os.geteuid()):
+        raise UntrustedFile(path, f"it belongs to uid {os.lstat(path).st_uid}")
+    status = os.stat(real)
+    if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
+        raise UntrustedFile(real, "it is no program")
+    if status.st_uid not in (0, os.geteuid()):
+        raise UntrustedFile(real, f"it belongs to uid {status.st_uid}")
+    if status.st_mode & 0o022:
+        raise UntrustedFile(real, f"others can write it (mode {status.st_mode & 0o7777:04o})")
+
+
+def _pidfd(pid: int) -> int:
+    """A descriptor that is readable when the process has ended; -1 where the kernel has none (before 5.3)."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
+
+
+def _take(pipe: int, output: bytearray) -> bool:
+    """Read what is there; False at the end of it."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(64):  # a check that writes without end must not keep us from looking at the time
+            chunk = os.read(pipe, MAX_OUTPUT)
+            if not chunk:
+                return False
+            output += chunk[: MAX_OUTPUT - len(output)]
+    return True
+
+
+def _text(output: bytearray) -> str:
+    return output.decode("utf-8", "replace")
