@@ -38,7 +38,7 @@ def last_commit() -> str:
 
 def snapshot(place: Path) -> Path:
     """Copy what the package is made from: nobody's edit comes between two builds of it."""
-    for part in ("nodeagent", "prolog", "epilog", "systemd", "rpm"):
+    for part in ("nodeagent", "prolog", "epilog", "systemd", "rpm", "docs/examples"):
         shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
     for document in ("LICENSE", "README.md", "CHANGELOG.md"):
         if (ROOT / document).exists():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nodeagent.agent.reconciler import LOOK_AGAIN
 from nodeagent.cli import status_command
 from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
 from nodeagent.errors import CommandFailed, StateGone
-from nodeagent.gpu.facts import MigInstance, Process
+from nodeagent.gpu.facts import ENDED, MigInstance, Process, SiteResult
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
@@ -817,3 +818,62 @@ def test_a_record_directory_that_is_not_to_be_trusted_keeps_no_faulty_gpu_in_ser
     assert list(slurmish.store.retired()) == [slurmish.uuid(1)] and slurmish.scheduler.state.drained
     slurmish.cycle = slurmish.new_cycle()
     slurmish.run()
+
+
+class FakeSite:
+    """The site's checks, as a test says what they said."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter({("nhc", "failed"): 1})
+        self.results: tuple[SiteResult, ...] = ()
+        self.asked_anew = 0
+        self.closed = False
+        self.busy: list[bool] = []
+
+    def step(self, checks: object, is_busy: Callable[[], bool]) -> tuple[SiteResult, ...]:
+        self.busy.append(is_busy())
+        return self.results
+
+    def again(self) -> None:
+        self.asked_anew += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_what_the_site_s_checks_say_is_acted_upon_and_asked_anew_after_a_restore(bench: Bench) -> None:
+    site = FakeSite()
+    bench.cycle._site = site  # type: ignore[assignment]
+    bench.run(3)
+    line = f'{{"unit": "{bench.uuid(1)}", "evidence": "slow", "action": "reset_gpu"}}'
+    site.results = (SiteResult("nhc", ENDED, 1000.0, 1, line),)
+    bench.run()
+    assert set(bench.store.retired()) == {bench.uuid(1)}
+    assert bench.store.retired()[bench.uuid(1)]["check"] == "site-nhc"
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.site_checks == {("nhc", "failed"): 1}
+    bench.cycle.ports.actions.restore(bench.uuid(1))
+    events.append(bench.state, RESTORED_BY_HAND, units=bench.uuid(1))
+    site.results = (SiteResult("nhc"),)
+    bench.run()
+    assert site.asked_anew == 1 and not bench.store.retired()
+    bench.cycle.end()
+    assert site.closed
+
+
+def test_a_node_is_busy_while_any_unit_is_held(bench: Bench) -> None:
+    site = FakeSite()
+    bench.cycle._site = site  # type: ignore[assignment]
+    bench.run()
+    with bench.store.exclusive():
+        bench.store.claim(Owner("sge", "7", grant="g7", units=(bench.uuid(0),), gpus=(bench.uuid(0),)))
+    bench.run()
+    assert site.busy == [False, True]
+
+
+def test_a_reload_goes_on_with_the_checks_that_run(bench: Bench) -> None:
+    site = FakeSite()
+    bench.cycle._site = site  # type: ignore[assignment]
+    new = bench.cycle.successor(bench.config, bench.cycle.ports)
+    new.run()
+    assert site.busy == [False]
