@@ -101,6 +101,8 @@ class Cycle:
             remembered = read_document(self.ports.state, MEMORY)
             if remembered is not None:
                 self.memory = from_plain(remembered)
+                if self.memory.kernel_sequence is not None:
+                    self.ports.source.resume(self.memory.boot_id, self.memory.kernel_sequence)
         except (NodeAgentError, OSError) as error:
             self.ports.log.error("memory_unreadable", why=str(error), note="what is retired stays so until `restore`")
         # What was retired for an event leaves no trace but in the memory: if it is not there, nothing shows that the
@@ -160,7 +162,8 @@ class Cycle:
         self._attempt("take_events", self._take_events)
         facts = self.ports.source.sample()
         self.witnessed()
-        facts = replace(facts, xids=tuple(self._xids), site=self._site.step(self.config.checks, self._is_busy))
+        site = self._site.step(self.config.checks, self._is_busy)
+        facts = replace(facts, xids=tuple(self._xids), site=site, kernel_sequence=self.ports.source.kernel_sequence)
         self._xids = []
         previous = self.snapshot.verdict if self.snapshot is not None else None
         verdict, self.memory = judge(self.memory, facts, self.config.health)

@@ -108,7 +108,7 @@ class XidEvent:
     `kind` is `xid`, or `sxid` for a fault of an NVSwitch: its numbers are another table's, and `bus_id` is the
     switch's. `uuid` is empty where the bus id belongs to no GPU that was ever read. `sequence` counts up within one
     source of events. The instances are set where the XID names a MIG instance; `text` is the kernel's own, if it was
-    the witness.
+    the witness. `late` ones were logged by the kernel while no agent listened.
     """
 
     uuid: str
@@ -121,6 +121,7 @@ class XidEvent:
     gpu_instance: int | None = None
     compute_instance: int | None = None
     text: str = ""
+    late: bool = False
 
 
 NOT_YET, ENDED, HUNG, BROKEN = "not yet", "ended", "hung", "broken"
@@ -158,6 +159,7 @@ class NodeFacts:
     `driver` is what NVML says, `kernel_driver` the version of the kernel module that is loaded (empty: none).
     `monotonic` is when the sweep ended, `boot_id` in which boot. `pci_gpus` counts NVIDIA's display and 3D controllers
     on the bus, whatever the driver thinks of them. `site` is what the site's own checks said last.
+    `kernel_sequence` is the number of the kernel's last log record that `xids` takes account of, None if not known.
     """
 
     boot_id: str
@@ -176,6 +178,7 @@ class NodeFacts:
     gpus: tuple[GpuFacts, ...] = ()
     xids: tuple[XidEvent, ...] = ()
     site: tuple[SiteResult, ...] = ()
+    kernel_sequence: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,13 @@ class Tended:
 
 class GpuSource(Protocol):
     """Where facts come from: the probe process on a real node, a list in tests."""
+
+    @property
+    def kernel_sequence(self) -> int | None:
+        """The number of the kernel's last log record of which the XIDs taken so far take account."""
+
+    def resume(self, boot_id: str, sequence: int) -> None:
+        """Take up the XIDs that the kernel has logged after that record of that boot, if it is this one."""
 
     def look(self, uuids: Collection[str]) -> tuple[GpuFacts, ...]:
         """Read some GPUs' processes, memory and instances, and nothing else, within a bounded time.

@@ -12,7 +12,7 @@ import re
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nodeagent.gpu.procfs import normal_bus_id
 
@@ -20,6 +20,8 @@ RECORD_BYTES = 16384
 """More than the kernel's longest record (8 KiB); a smaller buffer would be refused with EINVAL."""
 MAX_RECORDS = 4096
 """Records taken at one call, so that a storm in the log cannot hold the caller."""
+MAX_SKIPPED = 1_000_000
+"""Records passed over at the start: more than the largest log holds, so that a storm in it cannot hold us for ever."""
 MAX_SKEW = 5.0
 """Seconds. printk's clock is not steered by NTP as CLOCK_MONOTONIC is, and goes astray by minutes in some months of
 uptime: a live record whose stamp is further than this from now is dated by its arrival."""
@@ -35,7 +37,10 @@ _SXID = re.compile(rf"(?:nvidia-nvswitch\d*: |NVRM: )?SXid \(PCI:{_BUS_ID}\): (?
 
 @dataclass(frozen=True)
 class KernelXid:
-    """An XID (or, `switch`, an NVSwitch's SXid) as the kernel logged it. `monotonic` in seconds since boot."""
+    """An XID (or, `switch`, an NVSwitch's SXid) as the kernel logged it. `monotonic` in seconds since boot.
+
+    `late` says that it was logged while nobody listened.
+    """
 
     bus_id: str
     xid: int
@@ -44,6 +49,13 @@ class KernelXid:
     gpu_instance: int | None = None
     compute_instance: int | None = None
     text: str = ""
+    late: bool = False
+
+
+def sequence_of(record: str) -> int | None:
+    """Return the record's number in its boot; the kernel counts every record, in order."""
+    fields = record.partition(";")[0].split(",")
+    return int(fields[1]) if len(fields) >= MIN_HEADER_FIELDS and fields[1].isdigit() else None
 
 
 def parse_record(record: str) -> KernelXid | None:
@@ -77,7 +89,7 @@ class KernelLog:
     Args:
         path: `/dev/kmsg`, or a plain file or FIFO of the same records, one a line (tests).
         since: monotonic seconds; only records stamped later count. Left out: those after now. In the real device that
-            is told by position, which no clock can get wrong, and the stamps are not looked at.
+            that is told by the records' numbers, which no clock can get wrong, and the stamps are not looked at.
         clock: monotonic seconds.
 
     A log that is missing or may not be read gives no XIDs; it is looked for again at each read.
@@ -88,6 +100,9 @@ class KernelLog:
         self.path = path
         self.overruns = 0
         """How often the kernel overwrote records before they were read."""
+        self.sequence: int | None = None
+        """Of the real device: the number of the last record that was read, or was there before we came."""
+        self._late_until = -1
         self._live = since is None
         self._clock = clock
         self._since = clock() if since is None else since
@@ -112,6 +127,13 @@ class KernelLog:
             found += [xid for xid in map(self._dated, self._records(chunk)) if xid is not None]
         return found
 
+    def resume(self, after: int) -> None:
+        """Take up what the device has logged in this boot after that record, before we came."""
+        if self._fd < 0 or not self._device or self.sequence is None or after >= self.sequence:
+            return
+        self._late_until, self.sequence = self.sequence, after
+        os.lseek(self._fd, 0, os.SEEK_SET)
+
     def close(self) -> None:
         """Close the log."""
         if self._fd >= 0:
@@ -125,10 +147,19 @@ class KernelLog:
             mode = os.fstat(self._fd).st_mode
             self._device = stat.S_ISCHR(mode)
             self._pollable = not stat.S_ISREG(mode)
-            if self._device and self._live:
-                os.lseek(self._fd, 0, os.SEEK_END)
+            if self._device and self._live and self.sequence is None:
+                self._skip()
         except OSError:
             self.close()
+
+    def _skip(self) -> None:
+        """Pass over what is there; by its numbers, so that it is known afterwards where we began."""
+        for _ in range(MAX_SKIPPED):
+            chunk = self._chunk()
+            if not chunk:
+                return
+            self.sequence = sequence_of(chunk.decode("utf-8", "replace"))
+        os.lseek(self._fd, 0, os.SEEK_END)
 
     def _chunk(self) -> bytes:
         """One record of the device, or a piece of the file; empty where no more is to be had now."""
@@ -151,12 +182,21 @@ class KernelLog:
         return [line.decode("utf-8", "replace") for line in lines]
 
     def _dated(self, record: str) -> KernelXid | None:
+        late = False
+        if self._device and self._live:
+            sequence = sequence_of(record)
+            if sequence is not None and self.sequence is not None and sequence <= self.sequence:
+                return None
+            self.sequence = self.sequence if sequence is None else sequence
+            late = sequence is not None and sequence <= self._late_until
         xid = parse_record(record)
         if xid is None:
             return None
         if not (self._device and self._live):
             return xid if xid.monotonic > self._since else None
+        if late:
+            return replace(xid, late=True)
         now = self._clock()
         if abs(now - xid.monotonic) <= MAX_SKEW:
             return xid
-        return KernelXid(xid.bus_id, xid.xid, now, xid.switch, xid.gpu_instance, xid.compute_instance, xid.text)
+        return replace(xid, monotonic=now)

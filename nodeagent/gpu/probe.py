@@ -114,6 +114,16 @@ class ProbeProcess:
         self._xids.read_kernel()
         return self._xids.take()
 
+    @property
+    def kernel_sequence(self) -> int | None:
+        """The kernel's last log record that was taken up; see GpuSource."""
+        return self._xids.kernel_sequence
+
+    def resume(self, boot_id: str, sequence: int) -> None:
+        """Take up what the kernel logged while nobody listened; see GpuSource."""
+        if boot_id == self._boot_id:
+            self._xids.resume(sequence)
+
     def fileno(self) -> int:
         """Return the descriptor that XIDs make readable; the same as long as the source lives."""
         return self._xids.fileno()

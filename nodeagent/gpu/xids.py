@@ -38,6 +38,15 @@ class XidQueue:
         """Return the descriptor to wait on."""
         return self._epoll.fileno()
 
+    @property
+    def kernel_sequence(self) -> int | None:
+        """The number of the last record of the kernel's that has been taken up; None where it has none."""
+        return self._kernel.sequence
+
+    def resume(self, after: int) -> None:
+        """Take up what the kernel has logged after that record."""
+        self._kernel.resume(after)
+
     def kernel_fileno(self) -> int:
         """Return the kernel log's own descriptor, -1 if it has none that can be waited on."""
         return self._kernel.fileno()
@@ -83,6 +92,7 @@ class XidQueue:
             gpu_instance=seen.gpu_instance,
             compute_instance=seen.compute_instance,
             text=seen.text,
+            late=seen.late,
         )
 
     def _offer(self, event: XidEvent) -> None:

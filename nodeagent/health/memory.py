@@ -17,7 +17,7 @@ class Latch:
     """A grave XID that nothing has cleared yet.
 
     `energy` is the GPU's energy counter (joules) as last read since the XID, None if it was never read; `boot_id` is
-    the boot in which the XID came; `where` names the MIG instance, if the XID did.
+    the boot in which the XID came; `where` names the MIG instance, if the XID did. `times` is how often it came.
     """
 
     xid: int
@@ -25,6 +25,7 @@ class Latch:
     boot_id: str
     energy: float | None = None
     where: str = ""
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,15 @@ NODE = UnitMemory("")
 
 @dataclass(frozen=True)
 class Memory:
-    """Everything that `judge` remembers; it is worth something only within the boot `boot_id`."""
+    """Everything that `judge` remembers; it is worth something only within the boot `boot_id`.
+
+    `kernel_sequence` is the kernel's last log record that was judged: what comes after it is news, what was before not.
+    """
 
     boot_id: str = ""
     node: UnitMemory = NODE
     units: Mapping[str, UnitMemory] = field(default_factory=dict)
+    kernel_sequence: int | None = None
 
 
 def explains(memory: Memory, uuid: str) -> bool:
@@ -140,6 +145,7 @@ def to_plain(memory: Memory) -> dict[str, Any]:
         "boot_id": memory.boot_id,
         "node": _plain_unit(memory.node),
         "units": [_plain_unit(unit) for unit in memory.units.values()],
+        "kernel_sequence": memory.kernel_sequence,
     }
 
 
@@ -154,7 +160,9 @@ def from_plain(plain: Mapping[str, Any]) -> Memory:
         raise UnknownFormat("health memory", str(plain)[:40])
     try:
         units = [_unit(entry) for entry in plain["units"]]
-        return Memory(str(plain["boot_id"]), _unit(plain["node"]), {unit.uuid: unit for unit in units})
+        read = plain.get("kernel_sequence")
+        sequence = None if read is None else int(read)
+        return Memory(str(plain["boot_id"]), _unit(plain["node"]), {unit.uuid: unit for unit in units}, sequence)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UnknownFormat("health memory", f"{type(error).__name__} {error}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nodeagent.config.model import Health
@@ -73,7 +73,7 @@ def observe(memory: Memory, facts: NodeFacts, settings: Health) -> Scene:
     if stopped:
         read.pop(stopped, None)
         units.setdefault(stopped, UnitMemory(stopped, index=-1 if facts.hung_index is None else facts.hung_index))
-    _latch(units, facts, settings)
+    _latch(units, _fresh(facts, memory.units, units), facts, settings)
     complete = is_complete(facts)
     absent = frozenset(uuid for uuid in units if complete and uuid not in read)
     if complete:
@@ -118,14 +118,27 @@ def _cleared(latch: Latch, energy: float | None) -> bool:
     return energy is not None and latch.energy is not None and energy < latch.energy
 
 
-def _latch(units: dict[str, UnitMemory], facts: NodeFacts, settings: Health) -> None:
+def _fresh(facts: NodeFacts, before: Mapping[str, UnitMemory], units: Mapping[str, UnitMemory]) -> list[XidEvent]:
+    """The XIDs of this cycle without the late ones of GPUs that were initialised anew meanwhile: they may be over."""
+
+    def is_over(event: XidEvent) -> bool:
+        uuid = event.uuid or _by_bus_id(units, event.bus_id)
+        then = before[uuid].energy if uuid in before else None
+        now = units[uuid].energy if uuid in units else None
+        return event.late and then is not None and now is not None and now < then
+
+    return [event for event in facts.xids if not is_over(event)]
+
+
+def _latch(units: dict[str, UnitMemory], events: Sequence[XidEvent], facts: NodeFacts, settings: Health) -> None:
     """Remember the grave XIDs of this cycle at their units; the latest of a number replaces the one before."""
-    for event in facts.xids:
+    for event in events:
         uuid = event.uuid or _by_bus_id(units, event.bus_id)
         if event.kind != "xid" or not uuid or not xid.latches(xid.look_up(event.xid, settings.xid_actions)):
             continue
         unit = units.get(uuid, UnitMemory(uuid, bus_id=event.bus_id))
-        latch = Latch(event.xid, event.monotonic, facts.boot_id, unit.energy, instance(event))
+        times = 1 + sum(old.times for old in unit.latches if old.xid == event.xid)
+        latch = Latch(event.xid, event.monotonic, facts.boot_id, unit.energy, instance(event), times)
         others = tuple(old for old in unit.latches if old.xid != event.xid)
         units[uuid] = replace(unit, latches=(*others, latch))
 

@@ -78,7 +78,8 @@ def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, 
     verdicts = sorted((_verdict(unit) for unit in units.values()), key=_place)
     verdict = Verdict(facts.boot_id, now, tuple(verdicts), node.memory.state, node.reasons)
     remembered = {uuid: unit.memory for uuid, unit in units.items()}
-    return verdict, Memory(facts.boot_id or memory.boot_id, node.memory, remembered)
+    sequence = memory.kernel_sequence if facts.kernel_sequence is None else facts.kernel_sequence
+    return verdict, Memory(facts.boot_id or memory.boot_id, node.memory, remembered, sequence)
 
 
 def _about(unit: str, findings: Sequence[Finding]) -> list[Finding]:

@@ -868,6 +868,18 @@ def test_the_device_of_the_kernel_log_begins_at_its_end(sim: SimWorld) -> None:
     (event,) = xids_within(source, 1)
     assert (event.uuid, event.xid, event.source) == (sim.uuid(3), 48, "kernel")
     assert abs(event.monotonic - time.monotonic()) < 5.0
+    seen = source.kernel_sequence
+    assert seen is not None
+    say(62)  # the next source does not listen yet
+    source = sim.restart(kernel_log=KernelLog("/dev/kmsg"))
+    source.resume("another-boot", seen)
+    source.sample()
+    assert source.take_xids() == ()
+    source = sim.restart(kernel_log=KernelLog("/dev/kmsg"))
+    source.resume(source.sample().boot_id, seen)
+    (late,) = xids_within(source, 1)
+    assert (late.uuid, late.xid, late.late) == (sim.uuid(3), 62, True)
+    assert source.kernel_sequence is not None and source.kernel_sequence > seen
 
 
 def test_slow_gpus_are_not_hung_ones(sim: SimWorld) -> None:

@@ -92,6 +92,8 @@ class FakeGpuSource:
         self._suspects: list[int] = []
         self._xids: list[XidEvent] = []
         self._sequence = 0
+        self.kernel_sequence: int | None = None
+        self.resumed: tuple[str, int] | None = None
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # ---- what a test says ------------------------------------------------------------------------------------
@@ -185,6 +187,10 @@ class FakeGpuSource:
             pass
         taken, self._xids = tuple(self._xids), []
         return taken
+
+    def resume(self, boot_id: str, sequence: int) -> None:
+        """See GpuSource: the test puts the XIDs there."""
+        self.resumed = (boot_id, sequence)
 
     def fileno(self) -> int:
         """See GpuSource."""

@@ -877,3 +877,14 @@ def test_a_reload_goes_on_with_the_checks_that_run(bench: Bench) -> None:
     new = bench.cycle.successor(bench.config, bench.cycle.ports)
     new.run()
     assert site.busy == [False]
+
+
+def test_an_agent_goes_on_in_the_kernel_s_log_where_the_one_before_it_was(bench: Bench) -> None:
+    bench.run()
+    bench.new_cycle()
+    assert bench.source.resumed is None, "nothing is known of the log"
+    bench.source.kernel_sequence = 41
+    bench.run()
+    bench.source.kernel_sequence = 99
+    bench.new_cycle()
+    assert bench.source.resumed == (bench.source.boot_id, 41)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -72,8 +74,12 @@ def write(path: Path, *lines: str) -> None:
         file.writelines(f"{line}\n" for line in lines)
 
 
-def xid_line(number: int, seconds: float) -> str:
-    return record(f"NVRM: Xid (PCI:0000:3b:00): {number}, x", seconds)
+NUMBERS = itertools.count(2000)
+
+
+def xid_line(number: int, seconds: float, sequence: int | None = None) -> str:
+    header = f"4,{next(NUMBERS) if sequence is None else sequence},{{}},-"
+    return record(f"NVRM: Xid (PCI:0000:3b:00): {number}, x", seconds, header)
 
 
 def test_only_records_later_than_the_start_count(tmp_path: Path) -> None:
@@ -167,3 +173,68 @@ def test_an_error_closes_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Device(monkeypatch, [OSError(5, "I/O error")], 500.0)
     assert log.read() == []
     assert log.fileno() == -1
+
+
+class Ring:
+    """The kernel's ring of records: a descriptor reads on from where it stands, lseek takes it to the oldest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *records: str) -> None:
+        self.records = list(records)
+        self.at = 0
+        monkeypatch.setattr(os, "read", self.read)
+        monkeypatch.setattr(os, "lseek", self.seek)
+        monkeypatch.setattr(os, "open", lambda *_: 99)
+        monkeypatch.setattr(os, "close", lambda _: None)
+        monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((stat.S_IFCHR, *[0] * 9)))
+
+    def read(self, _fd: int, _count: int) -> bytes:
+        if self.at == len(self.records):
+            raise BlockingIOError
+        self.at += 1
+        return self.records[self.at - 1].encode()
+
+    def seek(self, _fd: int, _offset: int, whence: int) -> int:
+        self.at = 0 if whence == os.SEEK_SET else len(self.records)
+        return 0
+
+
+def test_what_was_logged_while_nobody_listened_is_taken_up_once_and_nothing_older(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ring = Ring(monkeypatch, xid_line(79, 10.0, 5), "6,6,11,-;other")
+    first = KernelLog("/dev/kmsg", clock=lambda: 500.0)
+    assert (first.read(), first.sequence) == ([], 6)
+    ring.records += [xid_line(48, 300.0, 7), xid_line(13, 301.0, 8)]
+    ring.at = 0
+    second = KernelLog("/dev/kmsg", clock=lambda: 500.0)
+    assert (second.read(), second.sequence) == ([], 8), "without a word of where to go on, from now on"
+    second.resume(6)
+    ring.records.append(xid_line(94, 500.0, 9))
+    assert [(xid.xid, xid.late, xid.monotonic) for xid in second.read()] == [
+        (48, True, 300.0),
+        (13, True, 301.0),
+        (94, False, 500.0),
+    ]
+    assert (second.read(), second.sequence) == ([], 9)
+    second.resume(9)
+    second.resume(12)
+    assert (second.read(), second.sequence) == ([], 9), "there is nothing to resume"
+
+
+def test_a_log_that_had_to_be_opened_again_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring(monkeypatch, xid_line(79, 10.0, 5))
+    log = KernelLog("/dev/kmsg", clock=lambda: 500.0)
+    log.close()
+    ring.records.append(xid_line(48, 500.0, 6))
+    ring.at = 0
+    assert [(xid.xid, xid.late) for xid in log.read()] == [(48, False)]
+
+
+def test_records_that_were_overwritten_before_the_return_are_lost_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring(monkeypatch, xid_line(79, 10.0, 5))
+    log = KernelLog("/dev/kmsg", clock=lambda: 500.0)
+    ring.records = [xid_line(48, 400.0, 900), xid_line(13, 400.0, 901)]
+    log.sequence = 901
+    log.resume(5)
+    assert [xid.xid for xid in log.read()] == [48, 13]
+    assert log.sequence == 901

@@ -167,6 +167,44 @@ def test_an_xid_does_not_wait_for_anything() -> None:
     assert cycles.see(gpu(0), xids=(xid(0, 79),)).units[0].state == "FAILED"
 
 
+def test_an_xid_that_nobody_saw_counts_unless_the_gpu_was_initialised_anew_since() -> None:
+    late = xid(0, 79, late=True, monotonic=50.0)
+    cycles = Cycles()
+    cycles.see(gpu(0))
+    assert cycles.see(gpu(0, energy=2000.0), xids=(late,)).units[0].state == "FAILED"
+    mended = Cycles()
+    mended.see(gpu(0))
+    verdict = mended.see(gpu(0, energy=1.0), xids=(late,))
+    assert (verdict.units[0].state, mended.memory.units[uuid(0)].latches) == ("OK", ())
+    [told] = verdict.units[0].reasons
+    assert told.severity is Severity.INFO
+    assert told.evidence.endswith("while no agent listened; the GPU has been initialised anew since")
+    live = Cycles()
+    live.see(gpu(0))
+    assert live.see(gpu(0, energy=1.0), xids=(xid(0, 79),)).units[0].state == "FAILED", "one that comes now is after it"
+
+
+def test_a_grave_xid_that_comes_again_is_counted() -> None:
+    cycles = Cycles()
+    cycles.see(gpu(0), xids=(xid(0, 79), xid(0, 79)))
+    assert cycles.unit(0).reasons[0].evidence.endswith(", 2 times")
+    cycles.see(gpu(0), xids=(xid(0, 79),))
+    assert cycles.unit(0).reasons[0].evidence.endswith(", 3 times")
+    assert from_plain(to_plain(cycles.memory)) == cycles.memory
+
+
+def test_the_last_record_of_the_kernel_s_is_remembered_within_its_boot() -> None:
+    cycles = Cycles()
+    cycles.see(gpu(0), kernel_sequence=17)
+    cycles.see(gpu(0))
+    assert from_plain(to_plain(cycles.memory)).kernel_sequence == 17
+    old = to_plain(cycles.memory)
+    del old["kernel_sequence"]
+    assert from_plain(old).kernel_sequence is None
+    cycles.see(gpu(0), boot_id="boot-b")
+    assert cycles.memory.kernel_sequence is None
+
+
 def test_rules_survive_a_restart_and_an_older_release_s_memory_is_taken_up() -> None:
     unit = Unit(Health(strikes={"e": Within(3, 60.0)}, dwell={"e": 2.0}, recover_after={"w": 50.0}))
     unit.see(BAD, WARN)

@@ -6,6 +6,8 @@ Severity: ERROR for an action of reset_gpu or worse, on the GPU, latched. INFO f
 application's fault and an unknown number are told and counted and change nothing. NVSwitch faults (SXid) have another
 table: INFO on the node. A grave XID of a GPU that never told its UUID: WARNING on the node.
 Action: the table's, or `health.xid_actions`'.
+An XID that was logged while no agent ran counts like any other, unless the GPU has been initialised anew since the last
+agent looked: then it is INFO.
 Clears (latched ones): another boot; the GPU's energy counter started again, so it was initialised anew; an
 administrator's restore. A setting that takes the action away takes the latch away too.
 """
@@ -30,7 +32,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
         for latch in unit.latches:
             known = table.look_up(latch.xid, settings.xid_actions)
             if table.latches(known):
-                evidence = _evidence(known, unit.place, latch.where, 1)
+                evidence = _evidence(known, unit.place, latch.where, latch.times)
                 yield Finding(NAME, uuid, Severity.ERROR, evidence, known.action)
     passing = Counter((scene.unit_of(event), _kind(event)) for event in scene.facts.xids)
     for (uuid, (kind, number, bus_id, where)), times in passing.items():
@@ -38,8 +40,11 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
             yield Finding(NAME, "", Severity.INFO, f"NVSwitch {bus_id}: {kind} {number}{_times(times)}")
             continue
         known = table.look_up(number, settings.xid_actions)
-        if uuid and not table.latches(known):
+        settled = uuid in scene.units and number not in {latch.xid for latch in scene.units[uuid].latches}
+        if uuid and (settled or not table.latches(known)):
             evidence = _evidence(known, scene.units[uuid].place if uuid in scene.units else f"GPU {uuid}", where, times)
+            if table.latches(known):
+                evidence += " while no agent listened; the GPU has been initialised anew since"
             yield Finding(NAME, uuid, Severity.INFO, evidence, known.action)
         elif not uuid:
             severity = Severity.WARNING if table.latches(known) else Severity.INFO
