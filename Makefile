@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint soak bench rpm clean
+.PHONY: help demo test unit lint docs soak bench rpm clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +24,9 @@ lint: $(STAMP)  ## ruff and mypy strict
 	$(BIN)/ruff check . $(SCRIPTS)
 	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## docs/checks.md from what each check says of itself
+	@$(BIN)/python -m tests.make_docs
 
 soak: $(STAMP)  ## the race test at ten times its size: a million operations on the locks
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py

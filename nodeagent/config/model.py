@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from nodeagent.config import values
+from nodeagent.config.declare import section, setting
 from nodeagent.config.site_checks import SiteCheck, site_checks
+from nodeagent.config.thresholds import Expect, MemoryErrors, Nvlink, Pcie, Stuck, Sustained, Temperature
 from nodeagent.state.hook_conf import DEFAULT_STATE_DIR
-
-T = TypeVar("T")
-
-
-def setting(default: T, read: Callable[[Any], T], hook: bool = False) -> T:
-    """Declare a setting: its default, the function that checks and converts a YAML value, whether hooks get it."""
-    metadata = {"read": read, "hook": hook}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def section(kind: Callable[[], T]) -> T:
-    """Declare a part of the configuration that is a mapping of its own."""
-    return field(default_factory=kind, metadata={"section": kind})
 
 
 @dataclass(frozen=True)
@@ -136,6 +122,13 @@ class Health:
     settle: float = setting(60.0, values.duration)
     uncorrected_ecc_per_hour: float = setting(0.0, values.number)
     xid_actions: Mapping[int, str] = setting({}, values.mapping(values.xid, values.recovery_action))
+    sustained: Sustained = section(Sustained)
+    memory_errors: MemoryErrors = section(MemoryErrors)
+    temperature: Temperature = section(Temperature)
+    pcie: Pcie = section(Pcie)
+    nvlink: Nvlink = section(Nvlink)
+    stuck: Stuck = section(Stuck)
+    expect: Expect = section(Expect)
 
 
 @dataclass(frozen=True)

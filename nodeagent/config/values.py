@@ -38,6 +38,13 @@ def name(value: Any) -> str:
     return value
 
 
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of texts of one line."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("wants a list of texts")
+    return tuple(text(item) for item in value)
+
+
 def absolute_path(value: Any) -> str:
     """An absolute path without `..`, normalised."""
     path = text(value)
@@ -86,6 +93,13 @@ def number(value: Any) -> float:
     """A number >= 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ValueError("wants a number, 0 or more")
+    return float(value)
+
+
+def share(value: Any) -> float:
+    """A part of a whole, above 0 and at most 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError("wants a share, above 0 and at most 1, such as 0.6")
     return float(value)
 
 

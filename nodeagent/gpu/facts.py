@@ -42,10 +42,14 @@ class GpuFacts:
     where nothing else could be read, `uuid` empty if it was never known. `links` maps the bus id of another GPU to the
     quality of the connection (see topology.py).
 
-    ECC counts are the volatile ones (since the driver was loaded). `power_limit` is the one enforced. Thresholds are
-    NVML's (slowdown, shutdown, the memory's maximum). `remapped_*` count rows, `retired_pages` pages of both causes
-    (GPUs before row remapping). NVLink: `nvlink_total` links there are, `nvlink_active` of them up, `nvlink_errors` the
-    sum of replay, recovery and CRC errors. `fabric_state` is NVML's (3: completed), `fabric_status` its return code.
+    ECC counts are the volatile ones (since the driver was loaded), `ecc_corrected_total` is of the board's life.
+    `sram_threshold_exceeded` is NVIDIA's own limit for errors in caches. `power_limit` is the one enforced.
+    Thresholds are NVML's (slowdown, shutdown, the memory's maximum); `temperature_margin` is what is left to the
+    slowdown. `remapped_*` count rows, `remap_banks_exhausted` banks of memory without a spare row, `retired_pages`
+    pages of both causes (GPUs before row remapping). NVLink: `nvlink_total` links there are, `nvlink_active` of
+    them up, `nvlink_errors` the sum of replay, recovery and CRC errors, of which `nvlink_recoveries`.
+    `fabric_state` is NVML's (3: completed), `fabric_status` its return code. `performance_state` 0 is P0, the
+    fastest. `processes_known` says that NVML gave a list of processes, be it empty.
     """
 
     uuid: str
@@ -63,18 +67,23 @@ class GpuFacts:
     memory_used: int | None = None
     memory_total: int | None = None
     temperature: float | None = None
+    temperature_margin: float | None = None
     memory_temperature: float | None = None
     power: float | None = None
     power_limit: float | None = None
     energy: float | None = None
     sm_clock: float | None = None
+    sm_clock_max: float | None = None
     memory_clock: float | None = None
     slowdown_reasons: int | None = None
+    performance_state: int | None = None
     pcie_generation: int | None = None
     pcie_width: int | None = None
     ecc_enabled: bool | None = None
     ecc_uncorrected: int | None = None
     ecc_corrected: int | None = None
+    ecc_corrected_total: int | None = None
+    sram_threshold_exceeded: bool | None = None
     recovery_action: int | None = None
     slowdown_temperature: float | None = None
     shutdown_temperature: float | None = None
@@ -86,6 +95,7 @@ class GpuFacts:
     remapped_uncorrectable: int | None = None
     remapping_pending: bool | None = None
     remapping_failed: bool | None = None
+    remap_banks_exhausted: int | None = None
     retired_pages: int | None = None
     retirement_pending: bool | None = None
     persistence: bool | None = None
@@ -93,11 +103,13 @@ class GpuFacts:
     nvlink_total: int | None = None
     nvlink_active: int | None = None
     nvlink_errors: int | None = None
+    nvlink_recoveries: int | None = None
     fabric_state: int | None = None
     fabric_status: int | None = None
     mig_enabled: bool | None = None
     mig: tuple[MigInstance, ...] = ()
     processes: tuple[Process, ...] = ()
+    processes_known: bool | None = None
     links: dict[str, int] = field(default_factory=dict)
 
 

@@ -161,6 +161,16 @@ class Library:
             return None
         return int(info.state), int(info.status)
 
+    def sram_threshold_exceeded(self, handle: Any) -> bool | None:
+        """Say whether errors in caches passed the limit of NVIDIA's field diagnostic; None where nobody counts."""
+        shape = getattr(pynvml, "c_nvmlEccSramErrorStatus_v1_t", None)
+        if shape is None:
+            return None
+        status = shape()
+        if self.value("nvmlDeviceGetSramEccErrorStatus", handle, ctypes.byref(status)) is None:
+            return None
+        return bool(status.bThresholdExceeded)
+
 
 class XidWatch:
     """An event set: the XIDs of the GPUs registered with it, from the registration on."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         def fabric(self, handle: Any) -> tuple[int, int] | None:
             """Read the fabric's state and status."""
 
+        def sram_threshold_exceeded(self, handle: Any) -> bool | None:
+            """Read NVIDIA's own judgement of the errors in caches."""
+
 
 MEGA = 1e6
 MILLI = 1e-3
@@ -33,25 +36,31 @@ MEMORY_V2 = 0x02000028
 """nvmlMemory_v2: the structure's size and version."""
 NOT_AVAILABLE = (1 << 64) - 1
 MAX_NVLINKS = 36
+SM_CLOCK = 1
+"""nvmlClockType_t."""
 
 FI_MEMORY_TEMPERATURE, FI_RECOVERY_ACTION = 82, 230
-FI_NVLINK_COUNT, FI_NVLINK_ERRORS = 91, (38, 45, 52, 59)
+FI_NVLINK_RECOVERIES = 59
+FI_NVLINK_COUNT, FI_NVLINK_ERRORS = 91, (38, 45, 52, FI_NVLINK_RECOVERIES)
 """NVML_FI_DEV_*: totals over a GPU's links of CRC errors in flits, in data, of replays, of recoveries."""
 FIELDS = (FI_MEMORY_TEMPERATURE, FI_RECOVERY_ACTION, FI_NVLINK_COUNT, *FI_NVLINK_ERRORS)
 
 CHANGING: tuple[tuple[str, str, tuple[int, ...], float], ...] = (
     ("temperature", "nvmlDeviceGetTemperature", (0,), 1.0),
+    ("temperature_margin", "nvmlDeviceGetMarginTemperature", (), 1.0),
     ("power", "nvmlDeviceGetPowerUsage", (), MILLI),
     ("power_limit", "nvmlDeviceGetEnforcedPowerLimit", (), MILLI),
     ("energy", "nvmlDeviceGetTotalEnergyConsumption", (), MILLI),
-    ("sm_clock", "nvmlDeviceGetClockInfo", (1,), MEGA),
+    ("sm_clock", "nvmlDeviceGetClockInfo", (SM_CLOCK,), MEGA),
     ("memory_clock", "nvmlDeviceGetClockInfo", (2,), MEGA),
     ("slowdown_reasons", "nvmlDeviceGetCurrentClocksEventReasons", (), 1),
+    ("performance_state", "nvmlDeviceGetPerformanceState", (), 1),
     ("pcie_generation", "nvmlDeviceGetCurrPcieLinkGeneration", (), 1),
     ("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth", (), 1),
     ("pcie_replays", "nvmlDeviceGetPcieReplayCounter", (), 1),
     ("ecc_uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 0), 1),
     ("ecc_corrected", "nvmlDeviceGetTotalEccErrors", (0, 0), 1),
+    ("ecc_corrected_total", "nvmlDeviceGetTotalEccErrors", (0, 1), 1),
     ("compute_mode", "nvmlDeviceGetComputeMode", (), 1),
     ("persistence", "nvmlDeviceGetPersistenceMode", (), 1),
 )
@@ -146,6 +155,9 @@ class Reading:
             value = self._value(function, *args)
             if value is not None:
                 found[name] = _text(value) if isinstance(value, (bytes, str)) else value
+        clock = self._value("nvmlDeviceGetMaxClockInfo", SM_CLOCK)
+        if clock is not None:
+            found["sm_clock_max"] = clock * MEGA
         return found
 
     def _fields(self) -> dict[int, float]:
@@ -173,17 +185,24 @@ class Reading:
     def _memory_errors(self) -> None:
         ecc = self._value("nvmlDeviceGetEccMode")
         self._set("ecc_enabled", None if ecc is None else bool(ecc[0]))
+        self._sram()
         rows = self._value("nvmlDeviceGetRemappedRows")
         if rows is not None:
             correctable, uncorrectable, pending, failed = rows
             self.record.update(remapped_correctable=correctable, remapped_uncorrectable=uncorrectable)
             self.record.update(remapping_pending=bool(pending), remapping_failed=bool(failed))
+            banks = self._value("nvmlDeviceGetRowRemapperHistogram")
+            self._set("remap_banks_exhausted", None if banks is None else int(banks.none))
             return  # such a GPU does not retire pages
         pages = [self._value("nvmlDeviceGetRetiredPages", cause) for cause in (0, 1)]
         known = [len(some) for some in pages if some is not None]
         self._set("retired_pages", sum(known) if known else None)
         pending = self._value("nvmlDeviceGetRetiredPagesPendingStatus")
         self._set("retirement_pending", None if pending is None else bool(pending))
+
+    def _sram(self) -> None:
+        if "error" not in self.record:
+            self._set("sram_threshold_exceeded", self._library.sram_threshold_exceeded(self._handle))
 
     def _mig(self) -> None:
         mode = self._value("nvmlDeviceGetMigMode")
@@ -202,7 +221,10 @@ class Reading:
     def _processes(self) -> None:
         found: dict[int, int | None] = {}
         for kind in ("Compute", "Graphics", "MPSCompute"):
-            for process in self._value(f"nvmlDeviceGet{kind}RunningProcesses") or ():
+            listed = self._value(f"nvmlDeviceGet{kind}RunningProcesses")
+            if kind == "Compute" and listed is not None:
+                self.record["processes_known"] = True
+            for process in listed or ():
                 memory = None if process.usedGpuMemory in (None, NOT_AVAILABLE) else int(process.usedGpuMemory)
                 before = found.get(process.pid)
                 found[int(process.pid)] = memory if before is None else max(before, memory or 0)
@@ -214,6 +236,8 @@ class Reading:
             return
         errors = [fields[field] for field in FI_NVLINK_ERRORS if field in fields]
         self._set("nvlink_errors", int(sum(errors)) if errors else None)
+        recoveries = fields.get(FI_NVLINK_RECOVERIES)
+        self._set("nvlink_recoveries", None if recoveries is None else int(recoveries))
         self.record["nvlink_total"] = total
         for link in range(total):
             if self._value("nvmlDeviceGetNvLinkState", link) != 1:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nodeagent.errors import UnknownFormat
+from nodeagent.health import window
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
+from nodeagent.health.window import Windows
 
 FORMAT = 1
 
@@ -71,7 +73,8 @@ class UnitMemory:
     Identity is the last one known. `state` is the last verdict, empty before the first; `since` when it began
     (monotonic seconds). `strikes` counts, by check, the cycles in a row in which it found something, `rows` has when
     the first of them was, `stamps` when the last ones were: as many as the check's rule looks at, at least one.
-    `energy` is the last reading. `absent` says that the last complete sweep had no such GPU.
+    `energy` is the last reading. `absent` says that the last complete sweep had no such GPU. `windows` are the
+    readings followed over time, by the name of their series; `nvlinks` is the most NVLinks that were up.
     """
 
     uuid: str
@@ -91,6 +94,8 @@ class UnitMemory:
     rows: Mapping[str, float] = field(default_factory=dict)
     stamps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     standing: tuple[Standing, ...] = ()
+    windows: Windows = field(default_factory=dict)
+    nvlinks: int = 0
 
     @property
     def place(self) -> str:
@@ -134,7 +139,9 @@ def clear(memory: Memory, uuid: str) -> Memory:
     if unit.absent:
         del units[uuid]
     else:
-        units[uuid] = replace(unit, latches=(), ecc=None, strikes={}, rows={}, stamps={}, standing=())
+        units[uuid] = replace(
+            unit, latches=(), ecc=None, strikes={}, rows={}, stamps={}, standing=(), windows={}, nvlinks=0
+        )
     return replace(memory, units=units)
 
 
@@ -172,6 +179,7 @@ def _plain_unit(unit: UnitMemory) -> dict[str, Any]:
     plain["ecc"] = None if unit.ecc is None else dict(vars(unit.ecc))
     plain["latches"] = [dict(vars(latch)) for latch in unit.latches]
     plain["strikes"] = dict(unit.strikes)
+    plain["windows"] = window.to_plain(unit.windows)
     plain["rows"] = dict(unit.rows)
     plain["stamps"] = {check: list(stamps) for check, stamps in unit.stamps.items()}
     plain["standing"] = [
@@ -190,6 +198,7 @@ def _unit(plain: Mapping[str, Any]) -> UnitMemory:
     values["ecc"] = None if plain["ecc"] is None else EccWatch(**plain["ecc"])
     values["latches"] = tuple(Latch(**latch) for latch in plain["latches"])
     values["strikes"] = {str(check): int(count) for check, count in plain["strikes"].items()}
+    values["windows"] = window.from_plain(plain.get("windows", {}))  # the first releases kept none
     values["rows"] = {str(check): float(since) for check, since in plain.get("rows", {}).items()}
     values["stamps"] = {str(check): tuple(map(float, found)) for check, found in plain.get("stamps", {}).items()}
     values["standing"] = tuple(_standing(one) for one in plain["standing"])

@@ -96,7 +96,7 @@ def _stopped(units: Mapping[str, UnitMemory], read: Mapping[str, GpuFacts], fact
 
 def _seen(unit: UnitMemory, gpu: GpuFacts, facts: NodeFacts, settings: Health) -> UnitMemory:
     """The unit after it was listed; values that are not known now keep their last ones."""
-    restarted = gpu.energy is not None and unit.energy is not None and gpu.energy < unit.energy
+    restarted = initialised_anew(unit, gpu)
     energy = unit.energy if gpu.energy is None else gpu.energy
     latches = tuple(replace(latch, energy=energy) for latch in unit.latches if not _cleared(latch, gpu.energy))
     return replace(
@@ -109,8 +109,14 @@ def _seen(unit: UnitMemory, gpu: GpuFacts, facts: NodeFacts, settings: Health) -
         numa_node=unit.numa_node if gpu.numa_node is None else gpu.numa_node,
         energy=energy,
         latches=latches,
+        nvlinks=max(0 if restarted else unit.nvlinks, 0 if gpu.mig_enabled else gpu.nvlink_active or 0),
         ecc=watch(unit.ecc, gpu.ecc_uncorrected, restarted, settings.uncorrected_ecc_per_hour, facts.monotonic),
     )
+
+
+def initialised_anew(unit: UnitMemory, gpu: GpuFacts) -> bool:
+    """Say whether the energy counter began again since the last reading: a reset, or the driver was loaded anew."""
+    return gpu.energy is not None and unit.energy is not None and gpu.energy < unit.energy
 
 
 def _cleared(latch: Latch, energy: float | None) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from nodeagent.config.model import Health
 from nodeagent.gpu.facts import NodeFacts
-from nodeagent.health.checks import CHECKS, site
-from nodeagent.health.finding import Finding, RecoveryAction
+from nodeagent.health.checks import CHECKS, SERIES, site
+from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.scene import Scene, observe
+from nodeagent.health.series import follow
 from nodeagent.health.standing import Weighed, weigh
 from nodeagent.state.verdict_file import OK
 
@@ -38,8 +39,13 @@ class UnitVerdict:
 
     @property
     def action(self) -> RecoveryAction:
-        """The gravest recovery action that its reasons ask for."""
-        return max((reason.action for reason in self.reasons), default=RecoveryAction.NONE)
+        """The gravest recovery action that the worst of its reasons ask for.
+
+        What a milder one asks for is told with it and not done: a hot GPU that has to be reset waits for nobody to
+        inspect it.
+        """
+        worst = max((reason.severity for reason in self.reasons), default=Severity.INFO)
+        return max((one.action for one in self.reasons if one.severity is worst), default=RecoveryAction.NONE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, 
     """
     if memory.boot_id and facts.boot_id and memory.boot_id != facts.boot_id:
         memory = Memory()
-    scene = observe(memory, facts, settings)
+    scene = follow(observe(memory, facts, settings), memory, settings, SERIES)
     findings = [finding for find in CHECKS.values() for finding in find(scene, settings)]
     now = facts.monotonic
     whole = scene.complete or scene.without_gpus(settings)

@@ -272,6 +272,7 @@ EXPRESSIONS = (
     *("n.nvmlDeviceGetComputeInstanceId(mig(1, 0))", "n.nvmlDeviceIsMigDeviceHandle(mig(1, 0))"),
     *("n.nvmlDeviceGetAttributes(mig(1, 0))", "n.nvmlDeviceGetProcessUtilization(gpu(0), 0)"),
     "n.nvmlDeviceGetUUID(n.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(mig(1, 0)))",
+    "n.nvmlDeviceGetSramEccErrorStatus(gpu(0), ctypes.byref(n.c_nvmlEccSramErrorStatus_v1_t()))",
     "n.nvmlEventSetFree(event_set(gpu(0)))",
     *("n.nvmlDeviceSetPersistenceMode(gpu(0), 1)", "n.nvmlDeviceSetComputeMode(gpu(0), 3)"),
     "n.nvmlDeviceSetPowerManagementLimit(gpu(0), 500000)",

@@ -290,6 +290,26 @@ EXPORT int nvmlDeviceGetMemoryErrorCounter(handle h, uint32_t type, uint32_t cou
     return give_wide(location != 2 ? 0 : sram == NONE || sram > total ? total : total - sram, out);
 }
 
+EXPORT int nvmlDeviceGetSramEccErrorStatus(handle h, struct nvml_sram *out) {
+    BEGIN(h, DEVICE);
+    const struct gpu *g = c.gpu;
+
+    if (out->version != (1u << 24 | sizeof *out))
+        return done(VERSION_MISMATCH);
+    if (g->ecc_mode != 1 || g->sram_threshold == NONE || g->sram_uncorrected_volatile == NONE)
+        return done(NOT_SUPPORTED);
+    *out = (struct nvml_sram){
+        .version = out->version,
+        .aggregate_secded = g->sram_uncorrected_aggregate,
+        .aggregate_corrected = g->sram_corrected_aggregate,
+        .volatile_secded = g->sram_uncorrected_volatile,
+        .volatile_corrected = g->sram_corrected_volatile,
+        .buckets = {g->sram_uncorrected_aggregate},
+        .threshold_exceeded = g->sram_threshold == 1,
+    };
+    return done(OK);
+}
+
 EXPORT int nvmlDeviceGetRemappedRows(handle h, uint32_t *corrected, uint32_t *uncorrected, uint32_t *pending,
                                      uint32_t *failure) {
     BEGIN(h, DEVICE);
@@ -302,14 +322,16 @@ EXPORT int nvmlDeviceGetRemappedRows(handle h, uint32_t *corrected, uint32_t *un
     return give(c.gpu->remapped_failure, failure);
 }
 
-/* 640 banks, as an H100 has; each row remapped took a spare from a bank of its own. */
+/* 640 banks, as an H100 has; each row remapped took a spare from a bank of its own, of `remap_exhausted` the last. */
 EXPORT int nvmlDeviceGetRowRemapperHistogram(handle h, struct nvml_histogram *out) {
     BEGIN(h, DEVICE);
     if (c.gpu->remapped_correctable == NONE || c.gpu->remapped_uncorrectable == NONE)
         return done(NOT_SUPPORTED);
     uint32_t used = (uint32_t)(c.gpu->remapped_correctable + c.gpu->remapped_uncorrectable);
 
-    *out = (struct nvml_histogram){used > 640 ? 0 : 640 - used, used, 0, 0, c.gpu->remapped_failure == 1};
+    uint32_t exhausted = c.gpu->remap_exhausted == NONE ? 0 : (uint32_t)c.gpu->remap_exhausted;
+
+    *out = (struct nvml_histogram){used > 640 ? 0 : 640 - used, used, 0, 0, exhausted};
     return done(OK);
 }
 

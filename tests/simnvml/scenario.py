@@ -266,6 +266,7 @@ class Scenario:
                 for key in (
                     *("recovery_action", "reset_status", "drain_and_reset_status", "clock_reasons", "temperature"),
                     *("memory_temperature", "remapped_pending", "remapped_failure", "retired_pending"),
+                    *("sram_threshold", "remap_exhausted"),
                     *("pcie_generation", "pcie_width", "pcie_replay_rate"),
                     *_VOLATILE,
                 ):
@@ -302,6 +303,11 @@ class Scenario:
             target = self._gpu(gpu)
             target.pages.append((1 if double_bit else 0, address, time.time_ns() // 1000))
             target.values["retired_pending"] = 1 if pending else 0
+
+    def unretire_pages(self, gpu: int) -> None:
+        """Forget the retired pages, as another board in the slot would."""
+        with self.edit():
+            self._gpu(gpu).pages.clear()
 
     def link(self, gpu: int, index: int, up: bool = True, errors: Optional[Sequence[int]] = None) -> None:
         """Set one NVLink; `errors`: replay, recovery, CRC flit, CRC data, ECC data."""

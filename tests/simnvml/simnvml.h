@@ -56,8 +56,9 @@ enum {
     X(clock_reasons) X(pstate) X(persistence) X(compute_mode) X(ecc_mode) X(ecc_pending) \
     X(ecc_corrected_volatile) X(ecc_corrected_aggregate) X(ecc_uncorrected_volatile) X(ecc_uncorrected_aggregate) \
     X(sram_corrected_volatile) X(sram_corrected_aggregate) X(sram_uncorrected_volatile) \
-    X(sram_uncorrected_aggregate) \
-    X(remapped_correctable) X(remapped_uncorrectable) X(remapped_pending) X(remapped_failure) X(retired_pending) \
+    X(sram_uncorrected_aggregate) X(sram_threshold) \
+    X(remapped_correctable) X(remapped_uncorrectable) X(remapped_pending) X(remapped_failure) X(remap_exhausted) \
+    X(retired_pending) \
     X(pcie_generation) X(pcie_generation_max) X(pcie_width) X(pcie_width_max) \
     X(nvlink_version) X(nvlink_count) X(nvlink_speed) X(mig_mode) X(mig_pending) X(mig_max) \
     X(recovery_action) X(reset_status) X(drain_and_reset_status) \
@@ -174,6 +175,12 @@ struct nvml_fabric_v { /* version 2 ends before `summary` */
     uint32_t status, clique, state, health;
     uint8_t summary;
 };
+struct nvml_sram {
+    uint32_t version;
+    uint64_t aggregate_parity, aggregate_secded, aggregate_corrected, volatile_parity, volatile_secded, volatile_corrected;
+    uint64_t buckets[5]; /* aggregate, uncorrected: L2, SM, PCIe, micro-controllers, other */
+    uint32_t threshold_exceeded;
+};
 struct nvml_histogram { uint32_t max, high, partial, low, none; };
 
 _Static_assert(sizeof(struct nvml_pci) == 68, "nvmlPciInfo_t");
@@ -183,6 +190,7 @@ _Static_assert(sizeof(struct nvml_process_sample) == 32, "nvmlProcessUtilization
 _Static_assert(sizeof(struct nvml_field) == 40, "nvmlFieldValue_t");
 _Static_assert(sizeof(struct nvml_event) == 32, "nvmlEventData_t");
 _Static_assert(sizeof(struct nvml_fabric_v) == 0x28, "nvmlGpuFabricInfo_v3_t");
+_Static_assert(sizeof(struct nvml_sram) == 104, "nvmlEccSramErrorStatus_t");
 _Static_assert(sizeof(struct nvml_attributes) == 40, "nvmlDeviceAttributes_t");
 
 #endif

@@ -38,6 +38,10 @@ class TableLibrary:
         answer: tuple[int, int] | None = self.answers.get("fabric")
         return answer
 
+    def sram_threshold_exceeded(self, handle: Any) -> bool | None:
+        answer: bool | None = self.answers.get("sram")
+        return answer
+
 
 def read(library: TableLibrary, lasting: dict[str, Any] | None = None) -> dict[str, Any]:
     reading = Reading(library, HANDLE)
@@ -60,15 +64,20 @@ def test_nothing_supported_is_no_value_at_all() -> None:
         ("nvmlDeviceGetPowerManagementLimit", (), 650000, "power_limit", 650.0),
         ("nvmlDeviceGetTotalEnergyConsumption", (), 1500, "energy", 1.5),
         ("nvmlDeviceGetClockInfo", (1,), 1980, "sm_clock", 1.98e9),
+        ("nvmlDeviceGetMaxClockInfo", (1,), 1980, "sm_clock_max", 1.98e9),
+        ("nvmlDeviceGetComputeRunningProcesses", (), [], "processes_known", True),
+        ("nvmlDeviceGetPerformanceState", (), 8, "performance_state", 8),
         ("nvmlDeviceGetClockInfo", (2,), 2619, "memory_clock", 2.619e9),
         ("nvmlDeviceGetTemperature", (0,), 34, "temperature", 34.0),
         ("nvmlDeviceGetTemperatureV", (0,), 35, "temperature", 35.0),
+        ("nvmlDeviceGetMarginTemperature", (), -3, "temperature_margin", -3.0),
         ("nvmlDeviceGetTemperatureThreshold", (0,), 92, "shutdown_temperature", 92),
         ("nvmlDeviceGetTemperatureThreshold", (1,), 89, "slowdown_temperature", 89),
         ("nvmlDeviceGetCurrentClocksEventReasons", (), 0x40, "slowdown_reasons", 0x40),
         ("nvmlDeviceGetCurrentClocksThrottleReasons", (), 0x8, "slowdown_reasons", 0x8),
         ("nvmlDeviceGetTotalEccErrors", (1, 0), 3, "ecc_uncorrected", 3),
         ("nvmlDeviceGetTotalEccErrors", (0, 0), 9, "ecc_corrected", 9),
+        ("nvmlDeviceGetTotalEccErrors", (0, 1), 99, "ecc_corrected_total", 99),
         ("nvmlDeviceGetPersistenceMode", (), 1, "persistence", True),
         ("nvmlDeviceGetPersistenceMode", (), 0, "persistence", False),
         ("nvmlDeviceGetEccMode", (), (0, 1), "ecc_enabled", False),

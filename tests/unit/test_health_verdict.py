@@ -340,13 +340,29 @@ def test_another_boot_forgets_everything() -> None:
     assert [unit.uuid for unit in cycles.verdict.units] == [uuid(0)]
 
 
+def test_a_milder_finding_does_not_make_the_way_out_of_a_graver_one_longer() -> None:
+    cycles = Cycles()
+    cycles.see(gpu(0, recovery_action=1, remap_banks_exhausted=1))
+    assert [reason.action for reason in cycles.unit(0).reasons] == [
+        RecoveryAction.RESET_GPU,
+        RecoveryAction.INSPECT_HARDWARE,
+    ]
+    assert cycles.unit(0).action is RecoveryAction.RESET_GPU
+    cycles.see(gpu(0, recovery_action=9, remap_banks_exhausted=1), gpu(1, remap_banks_exhausted=1))
+    assert cycles.unit(1).action is RecoveryAction.INSPECT_HARDWARE
+
+
 def test_clear_of_an_unknown_gpu_changes_nothing() -> None:
     memory = Memory(BOOT, units={"a": UnitMemory("a")})
     assert clear(memory, "b") is memory
 
 
 FAULTS = st.sampled_from(
-    [{}, {}, {}, {"recovery_action": 1}, {"recovery_action": 9}, {"ecc_uncorrected": 3}, {"error": 15}, {"energy": 1.0}]
+    [
+        *({}, {}, {}, {"recovery_action": 1}, {"recovery_action": 9}, {"ecc_uncorrected": 3}, {"error": 15}),
+        *({"energy": 1.0}, {"slowdown_reasons": 0x48}, {"slowdown_reasons": 1}, {"nvlink_recoveries": 1}),
+        *({"nvlink_recoveries": 0}, {"pcie_width": 8, "pcie_width_max": 16}, {"fabric_state": 2}, {"power": 1.0}),
+    ]
 )
 
 

@@ -8,16 +8,36 @@ from nodeagent.config.model import Health
 from nodeagent.health.checks import (
     driver_init,
     driver_unresponsive,
+    driver_version,
+    ecc_corrected,
     ecc_uncorrected,
+    fabric_state,
     gpu_count,
+    gpu_identity,
     gpu_lost,
+    gpu_modes,
+    hardware_slowdown,
+    memory_held,
+    numa_affinity,
+    nvlink_down,
+    nvlink_errors,
+    pcie_link,
+    pcie_replays,
+    power_readout,
     probe_crashed,
     reset_required,
+    retired_pages,
+    row_remapping,
     site,
+    sram_errors,
+    stuck_readings,
+    temperature,
+    vbios_version,
     xid,
 )
 from nodeagent.health.finding import Finding
 from nodeagent.health.scene import Scene
+from nodeagent.health.series import Series
 
 Check = Callable[[Scene, Health], Iterator[Finding]]
 
@@ -30,5 +50,39 @@ CHECKS: Mapping[str, Check] = {
     reset_required.NAME: reset_required.find,
     xid.NAME: xid.find,
     ecc_uncorrected.NAME: ecc_uncorrected.find,
+    ecc_corrected.NAME: ecc_corrected.find,
+    row_remapping.NAME: row_remapping.find,
+    retired_pages.NAME: retired_pages.find,
+    sram_errors.NAME: sram_errors.find,
+    hardware_slowdown.NAME: hardware_slowdown.find,
+    temperature.NAME: temperature.find,
+    power_readout.NAME: power_readout.find,
+    pcie_link.NAME: pcie_link.find,
+    pcie_replays.NAME: pcie_replays.find,
+    nvlink_down.NAME: nvlink_down.find,
+    nvlink_errors.NAME: nvlink_errors.find,
+    fabric_state.NAME: fabric_state.find,
+    gpu_modes.NAME: gpu_modes.find,
+    driver_version.NAME: driver_version.find,
+    vbios_version.NAME: vbios_version.find,
+    gpu_identity.NAME: gpu_identity.find,
+    memory_held.NAME: memory_held.find,
+    stuck_readings.NAME: stuck_readings.find,
+    numa_affinity.NAME: numa_affinity.find,
     site.NAME: site.find,
 }
+
+SERIES: Mapping[str, Series] = {
+    **ecc_corrected.SERIES,
+    **hardware_slowdown.SERIES,
+    **temperature.SERIES,
+    **power_readout.SERIES,
+    **pcie_link.SERIES,
+    **pcie_replays.SERIES,
+    **nvlink_down.SERIES,
+    **nvlink_errors.SERIES,
+    **fabric_state.SERIES,
+    **memory_held.SERIES,
+    **stuck_readings.SERIES,
+}
+"""What checks follow over time, by the name under which the window is kept."""
