@@ -74,7 +74,8 @@ def record(source: GpuSource, config: Config, wish: Wish) -> Iterator[NodeFacts]
     with wish.path.open("x", encoding="utf-8") as file:
         file.write(f"{line_of(header)}\n")
         begun = clock.monotonic()
-        for due in _times(wish):
+        due = 0.0
+        while due <= wish.duration:
             sleep(max(0.0, begun + due - clock.monotonic()))
             at = clock.monotonic() - begun
             facts = source.sample()
@@ -82,11 +83,4 @@ def record(source: GpuSource, config: Config, wish: Wish) -> Iterator[NodeFacts]
             file.write(f"{line_of(Recorded(round(at, 3), hidden.facts(facts) if hidden else facts))}\n")
             file.flush()
             yield facts
-
-
-def _times(wish: Wish) -> Iterator[float]:
-    """Yield when to look, in seconds after the beginning: once, and again until `duration` is over."""
-    due = 0.0
-    while due <= wish.duration:
-        yield due
-        due += wish.interval
+            due = max(due + wish.interval, clock.monotonic() - begun)  # after a look that took long, at once

@@ -1,0 +1,162 @@
+"""The faults: each planted on a node, with the check that ought to find it. A new check adds its own here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodeagent.config.model import Health
+from nodeagent.health.checks import (
+    driver_init,
+    driver_unresponsive,
+    ecc_uncorrected,
+    gpu_count,
+    gpu_lost,
+    probe_crashed,
+    reset_required,
+    xid,
+)
+from nodeagent.health.xid import TABLE, latches
+from tests.corpus.world import World
+
+Touch = Callable[[World, int], object]
+SLOT = 2
+
+
+def _heal(world: World, slot: int) -> None:
+    world.source.heal()
+
+
+def _initialise(world: World, slot: int) -> None:
+    world.source.heal()
+    world.initialise(slot)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to fail: `plant` begins it and `clear` ends it, on the GPU in that slot.
+
+    `check` is the one that has to find it, on that GPU (`on_node`: on the node), with the verdict `state` and the
+    decision `leads_to` (empty: none) while it `lasts` (seconds). `returns` says that what was taken out comes back by
+    itself when the fault has been cleared; one `from_start` was there before the agent. `fits` says whether a node can
+    have it, `health` which settings differ.
+    """
+
+    name: str
+    check: str
+    plant: Touch
+    clear: Touch = _heal
+    state: str = "FAILED"
+    leads_to: str = "retire"
+    on_node: bool = False
+    lasts: float = 300.0
+    returns: bool = True
+    from_start: bool = False
+    fits: Callable[[World], bool] = lambda world: True
+    health: Callable[[World], Mapping[str, Any]] = field(default=lambda world: {})
+
+    def settings(self, world: World) -> Health:
+        """Return the settings under which it has to be found."""
+        return Health(**self.health(world))
+
+
+def _counts_energy(world: World) -> bool:
+    return world.source.gpus[0].energy is not None
+
+
+def _whole_node(name: str, check: str, plant: Touch, **more: Any) -> Fault:
+    return Fault(name, check, plant, **{"on_node": True, "leads_to": "drain", **more})
+
+
+def _gpu_lost() -> Iterator[Fault]:
+    name = gpu_lost.NAME
+    yield Fault("lost", name, lambda world, slot: world.source.lose(slot))
+    yield Fault("gone from the list", name, lambda world, slot: world.source.absent(slot))
+    yield Fault(
+        "cannot be read", name, lambda world, slot: world.source.fail(slot, 4, "Insufficient Permissions"),
+        state="UNKNOWN", lasts=900.0,
+    )  # fmt: skip
+
+
+def _reset_required() -> Iterator[Fault]:
+    name = reset_required.NAME
+    yield Fault("reset required", name, lambda world, slot: world.source.require_reset(slot), _initialise)
+    for value in reset_required.ACTIONS:
+        yield Fault(f"recovery action {value}", name, _pinning(recovery_action=value), _unpinning("recovery_action", 0))
+    yield Fault(
+        "recovery action 99", name, _pinning(recovery_action=99), _unpinning("recovery_action", 0),
+        state="UNKNOWN", lasts=900.0,
+    )  # fmt: skip
+
+
+def _pinning(**values: Any) -> Touch:
+    return lambda world, slot: world.pin(slot, **values)
+
+
+def _unpinning(name: str, value: Any) -> Touch:
+    def touch(world: World, slot: int) -> None:
+        world.unpin(slot, name)
+        world.source.set(slot, **{name: value})
+
+    return touch
+
+
+def _xids() -> Iterator[Fault]:
+    for number, known in sorted(TABLE.items()):
+        if latches(known):
+            yield _xid(f"XID {number}", number)
+    yield _xid("XID 79 by the kernel alone", 79, source="kernel", uuid="")
+    yield _xid("XID 95 of a MIG instance", 95, gpu_instance=2, compute_instance=0)
+
+
+def _xid(name: str, number: int, **fields: Any) -> Fault:
+    returns = TABLE[number].action.word != "inspect_hardware"
+    # A GPU without an energy counter shows nothing by which the engine could see that it was initialised.
+    return Fault(
+        name, xid.NAME, lambda world, slot: world.xid(slot, number, **fields), _initialise,
+        returns=returns, fits=_counts_energy,
+    )  # fmt: skip
+
+
+def _ecc() -> Iterator[Fault]:
+    for errors in (1, 1000):
+        yield Fault(
+            f"{errors} uncorrected ECC errors", ecc_uncorrected.NAME,
+            lambda world, slot, errors=errors: world.count(slot, "ecc_uncorrected", errors), _initialise,
+        )  # fmt: skip
+
+
+def _driver() -> Iterator[Fault]:
+    for code, text in ((9, "Driver Not Loaded"), (12, ""), (17, ""), (18, ""), (999, "Unknown Error")):
+        yield _whole_node(
+            f"NVML does not start ({code})", driver_init.NAME,
+            lambda world, slot, code=code, text=text: world.source.fail_init(code, text),
+        )  # fmt: skip
+    hangs, crashes = driver_unresponsive.NAME, probe_crashed.NAME
+    yield Fault("NVML hangs at a GPU", hangs, lambda world, slot: world.source.hang(slot))
+    yield _whole_node("NVML hangs", hangs, lambda world, slot: world.source.hang(), state="UNKNOWN")
+    yield Fault(
+        "NVML crashes at a GPU", crashes, lambda world, slot: world.source.crash(slot), state="UNKNOWN", lasts=900.0
+    )
+
+
+def _count() -> Iterator[Fault]:
+    name = gpu_count.NAME
+    yield _whole_node(
+        "fewer GPUs than expected", name, lambda world, slot: None, clear=lambda world, slot: None,
+        health=lambda world: {"expected_gpus": len(world.slots()) + 1}, returns=False, from_start=True,
+    )  # fmt: skip
+    yield _whole_node(
+        "more GPUs than expected", name, lambda world, slot: None, clear=lambda world, slot: None,
+        health=lambda world: {"expected_gpus": len(world.slots()) - 1}, returns=False, from_start=True,
+        state="DEGRADED", leads_to="",
+    )  # fmt: skip
+    yield _whole_node(
+        "a GPU that the driver does not serve", name,
+        lambda world, slot: world.source.node.update(pci_gpus=len(world.slots()) + 1),
+        clear=lambda world, slot: world.source.node.pop("pci_gpus"), state="DEGRADED", leads_to="",
+    )  # fmt: skip
+
+
+FAULTS: tuple[Fault, ...] = (*_gpu_lost(), *_reset_required(), *_xids(), *_ecc(), *_driver(), *_count())
