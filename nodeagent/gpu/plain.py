@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar
 
-from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, XidEvent
+from nodeagent.gpu import facts as all_facts
 
 T = TypeVar("T")
 
-_KINDS = {kind.__name__: kind for kind in (GpuFacts, MigInstance, NodeFacts, Process, XidEvent)}
+_KINDS: Mapping[str, type] = {name: kind for name, kind in vars(all_facts).items() if is_dataclass(kind)}
 _SCALARS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
@@ -44,8 +44,7 @@ def from_plain(kind: type[T], plain: Any) -> T:
 def _is_default(field: Field[Any], value: Any) -> bool:
     if field.default_factory is not MISSING:
         return bool(value == field.default_factory())
-    # True is 1 and 1.0, yet not what a reader has to find again
-    return field.default is not MISSING and value == field.default and type(value) is type(field.default)
+    return field.default is not MISSING and bool(value == field.default)
 
 
 def _plain(value: Any) -> Any:

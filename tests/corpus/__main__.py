@@ -21,7 +21,7 @@ def main() -> int:
     by_check: dict[str, list[Tried]] = {name: [] for name in CHECKS}
     for tried in faults:
         for detection in tried.score.detections:
-            by_check[detection.truth.fault].append(tried)
+            by_check.setdefault(detection.truth.fault, []).append(tried)
     print(f"{'check':24} {'faults':>6} {'found':>6} {'delay median':>13} {'longest':>8}")
     for name, some in by_check.items():
         print(_row(name, total([tried.score for tried in some])))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nodeagent.errors import BadRecording
+from nodeagent.gpu import facts as facts_module
 from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, XidEvent
 from nodeagent.gpu.plain import from_plain, to_plain
 from nodeagent.replay.anonymous import Anonymous
@@ -22,18 +23,24 @@ INSTANCE = MigInstance("MIG-1", 1, 0, 40 << 30, 0, "3g.40gb", (3, 4))
 
 
 def filled(kind: Any) -> Any:
-    """Return facts in which no scalar field is at its default."""
-    scalars = {one.name: SAMPLE_OF[one.type.split(" | ")[0]] for one in fields(kind) if one.type[0] in "sifb"}
-    return {name: value for name, value in scalars.items() if not isinstance(value, dict)}
+    """Return facts of that kind in which no field is at its default."""
+    return kind(**{field.name: sample(str(field.type)) for field in fields(kind)})
+
+
+def sample(annotation: str) -> Any:
+    """Return a value for a field of that type."""
+    outer, _, inner = annotation.split(" | ", maxsplit=1)[0].partition("[")
+    if outer == "tuple":
+        return (sample(inner.partition(",")[0]),) * 2
+    if outer in ("dict", "Mapping"):
+        return {"key": sample(inner.rstrip("]").partition(", ")[2])} if "object" not in inner else {}
+    return SAMPLE_OF[outer] if outer in SAMPLE_OF else filled(getattr(facts_module, outer))
 
 
 def whole() -> NodeFacts:
     """Return a sweep with something in every field."""
-    gpu = GpuFacts(
-        **{**filled(GpuFacts), "links": {"0000:2b:00.0": 108_000}},
-        mig=(INSTANCE, MigInstance("MIG-2", 2, 0)), processes=(Process(1, 5), Process(2)),
-    )  # fmt: skip
-    return NodeFacts(**filled(NodeFacts), gpus=(gpu, GpuFacts("GPU-2")), xids=(XidEvent(**filled(XidEvent)),))
+    sweep: NodeFacts = filled(NodeFacts)
+    return sweep
 
 
 def read(lines: Sequence[str]) -> list[Entry]:
@@ -48,10 +55,8 @@ HEADER = json.dumps({"schema": SCHEMA, "interval": 10})
 
 
 def test_no_field_of_the_facts_is_left_out_of_the_test() -> None:
-    everything = whole()
-    for one in (everything, everything.gpus[0], everything.xids[0], INSTANCE):
-        at_default = [field.name for field in fields(one) if getattr(one, field.name) == field.default]
-        assert at_default == [], "filled() has to know this type"
+    assert [field.name for field in fields(whole()) if getattr(whole(), field.name) == field.default] == []
+    assert to_plain(whole())["gpus"][0]["mig"][0]["caps"] == [7, 7]
 
 
 def test_facts_come_back_as_they_were() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from nodeagent.cli.main import main
 from nodeagent.config.model import Config, Health, Policy, Scheduler
-from nodeagent.health.finding import RecoveryAction, Severity
+from nodeagent.health.finding import Finding, RecoveryAction, Severity
+from nodeagent.health.verdict import UnitVerdict, Verdict
 from nodeagent.policy.decide import Drain, Raise, Restore, Resume, Retire
-from nodeagent.replay.engine import replay
+from nodeagent.replay.engine import Step, replay
 from nodeagent.replay.recording import Entry, Header, Recorded, Truth, line_of
 from nodeagent.replay.score import score, total
 from nodeagent.replay.story import Alarm, Story, tell
@@ -95,6 +96,22 @@ def test_a_drain_is_raised(source: FakeGpuSource) -> None:
     source.lose(0)
     seen += sweeps(source, 1, 30.0)
     assert (30.0, Raise) in decisions(tell(replay(seen, SLURM, 10.0)))
+
+
+def test_a_node_that_was_given_back_can_be_drained_again(source: FakeGpuSource) -> None:
+    seen = losing(source)
+    seen += [replace(one, at=one.at + 100.0) for one in losing(source)]
+    once = [Retire, Drain, Restore, Resume]
+    assert [kind for _, kind in decisions(tell(replay(seen, SLURM, 10.0)))] == once * 2
+
+
+def test_an_alarm_keeps_the_worst_that_was_found_on_its_way() -> None:
+    def step(at: float, *severities: Severity) -> Step:
+        reasons = tuple(Finding("gpu-lost", LOST, severity, "") for severity in severities)
+        return Step(at, "b", Verdict("b", at, (UnitVerdict(LOST, "FAILED" if reasons else "OK", at, reasons),)), ())
+
+    story = tell([step(0.0, Severity.ERROR, Severity.UNKNOWN), step(10.0, Severity.WARNING), step(20.0, Severity.INFO)])
+    assert story.alarms == [Alarm(LOST, "gpu-lost", Severity.ERROR, 0.0, 10.0)]
 
 
 def test_facts_are_judged_in_order_and_as_they_come(source: FakeGpuSource) -> None:
@@ -224,8 +241,10 @@ def test_replay_measures_against_the_truth(
 def test_a_false_drain_is_a_failure_of_the_replay(
     source: FakeGpuSource, tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(tmp_path / "r.jsonl", [*losing(source), Truth(LOST, "gpu-lost", 12.0, 15.0)])
-    assert ask(capsys, "replay", str(path), "--config", config)[0] == 2
+    path = written(tmp_path / "r.jsonl", [*losing(source), Truth(LOST, "gpu-lost", 55.0, 56.0)])
+    status, text = ask(capsys, "replay", str(path), "--config", config, "--json")
+    known = json.loads(text)["score"]
+    assert (status, known["false_alarms"], known["false_actions"], known["precision"]) == (2, 1, 2, 0.0)
 
 
 def test_healthy_without_a_truth(
