@@ -10,7 +10,9 @@ from nodeagent.gpu import facts as all_facts
 
 T = TypeVar("T")
 
-_KINDS: Mapping[str, type] = {name: kind for name, kind in vars(all_facts).items() if is_dataclass(kind)}
+_KINDS: Mapping[str, type] = {
+    name: kind for name, kind in vars(all_facts).items() if isinstance(kind, type) and is_dataclass(kind)
+}
 _SCALARS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
