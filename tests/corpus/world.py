@@ -8,7 +8,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from nodeagent.gpu.facts import GpuFacts, MigInstance
+from nodeagent.gpu.facts import GpuFacts, MigInstance, Process
 from nodeagent.health.xid import look_up
 from nodeagent.replay.recording import Recorded, Truth
 from tests.simnvml.models import MIB, MODELS
@@ -119,11 +119,13 @@ class World:
         idle, _, limit = made.power
         power = limit * (0.9 + 0.1 * noise) if busy else idle * (1.0 + 0.1 * noise)
         goal = made.temperatures[1] - 22.0 + 4.0 * noise if busy else 32.0 + 4.0 * noise
+        used = int((gpu.memory_total or 0) * 0.7) if busy else 0
         warmth = min(1.0, _WARMTH * self.interval / 10.0)
         temperature = round((gpu.temperature or goal) * (1 - warmth) + goal * warmth)
         values: dict[str, Any] = {
             "utilization": (0.9 + 0.1 * noise if busy else 0.0) if not gpu.mig_enabled else None,
-            "memory_used": int((gpu.memory_total or 0) * 0.7) if busy else 0,
+            "memory_used": used,
+            "processes": (Process(4000 + slot, used),) if busy else (),
             "temperature": float(temperature),
             "power": power,
             "sm_clock": made.clocks[0] * 1e6 * (0.85 + 0.15 * noise) if busy else 345e6,
