@@ -28,7 +28,7 @@ lint: $(STAMP)  ## ruff and mypy strict
 soak: $(STAMP)  ## the race test at ten times its size: a million operations on the locks
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
 
-corpus: $(STAMP)  ## every fault on five GPU models and 30 healthy node-days through the engine; prints what it found
+corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days through the engine; prints what it found
 	@$(BIN)/python -m tests.corpus
 
 bench: $(STAMP)  ## hooks against a bare interpreter, agent at rest; prints the figures with their limits

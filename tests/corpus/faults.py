@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
-from nodeagent.config.model import Health
 from nodeagent.health.checks import (
     driver_init,
     driver_unresponsive,
@@ -18,47 +16,13 @@ from nodeagent.health.checks import (
     xid,
 )
 from nodeagent.health.xid import TABLE, latches
+from tests.corpus.fault import Fault, Touch
 from tests.corpus.world import World
-
-Touch = Callable[[World, int], object]
-SLOT = 2
-
-
-def _heal(world: World, slot: int) -> None:
-    world.source.heal()
 
 
 def _initialise(world: World, slot: int) -> None:
     world.source.heal()
     world.initialise(slot)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One way to fail: `plant` begins it and `clear` ends it, on the GPU in that slot.
-
-    `check` is the one that has to find it, on that GPU (`on_node`: on the node), with the verdict `state` and the
-    decision `leads_to` (empty: none) while it `lasts` (seconds). `returns` says that what was taken out comes back by
-    itself when the fault has been cleared; one `from_start` was there before the agent. `fits` says whether a node can
-    have it, `health` which settings differ.
-    """
-
-    name: str
-    check: str
-    plant: Touch
-    clear: Touch = _heal
-    state: str = "FAILED"
-    leads_to: str = "retire"
-    on_node: bool = False
-    lasts: float = 300.0
-    returns: bool = True
-    from_start: bool = False
-    fits: Callable[[World], bool] = lambda world: True
-    health: Callable[[World], Mapping[str, Any]] = field(default=lambda world: {})
-
-    def settings(self, world: World) -> Health:
-        """Return the settings under which it has to be found."""
-        return Health(**self.health(world))
 
 
 def _counts_energy(world: World) -> bool:
@@ -83,23 +47,15 @@ def _reset_required() -> Iterator[Fault]:
     name = reset_required.NAME
     yield Fault("reset required", name, lambda world, slot: world.source.require_reset(slot), _initialise)
     for value in reset_required.ACTIONS:
-        yield Fault(f"recovery action {value}", name, _pinning(recovery_action=value), _unpinning("recovery_action", 0))
+        yield Fault(f"recovery action {value}", name, _pinning(recovery_action=value))
     yield Fault(
-        "recovery action 99", name, _pinning(recovery_action=99), _unpinning("recovery_action", 0),
+        "recovery action 99", name, _pinning(recovery_action=99),
         state="UNKNOWN", lasts=900.0,
     )  # fmt: skip
 
 
 def _pinning(**values: Any) -> Touch:
     return lambda world, slot: world.pin(slot, **values)
-
-
-def _unpinning(name: str, value: Any) -> Touch:
-    def touch(world: World, slot: int) -> None:
-        world.unpin(slot, name)
-        world.source.set(slot, **{name: value})
-
-    return touch
 
 
 def _xids() -> Iterator[Fault]:

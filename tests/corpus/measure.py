@@ -10,12 +10,12 @@ from nodeagent.replay.engine import replay
 from nodeagent.replay.recording import Recorded, Truth
 from nodeagent.replay.score import Score, score
 from nodeagent.replay.story import Story, tell
-from tests.corpus.faults import SLOT, Fault
+from tests.corpus.fault import SLOT, Fault
 from tests.corpus.healthy import DAY, healthy_day
 from tests.corpus.neighbours import Neighbour
 from tests.corpus.world import World
 
-MODELS = ("A100-80GB", "H100-80GB", "V100-32GB", "L40S", "B200")
+MODELS = ("A100-80GB", "H100-80GB", "V100-32GB", "L40S", "B200", "T4")
 LEAD_IN, LEAD_OUT = 120.0, 120.0
 BEFORE_FIRST = 40.0  # seconds in which an agent that has just begun may still be in doubt
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nodeagent.health.xid import TABLE, latches
 from nodeagent.replay.recording import Recorded
-from tests.corpus.faults import SLOT
+from tests.corpus.fault import SLOT
 from tests.corpus.world import World
 
 

@@ -14,7 +14,7 @@ from nodeagent.replay.recording import Recorded, Truth
 from tests.simnvml.models import MIB, MODELS
 from tests.unit.fake_gpu import FakeGpuSource
 
-GPUS = {"V100-32GB": 4, "L40S": 4}  # of the rest there are eight in a node
+GPUS = {"V100-32GB": 4, "L40S": 4, "T4": 4}  # of the rest there are eight in a node
 FABRIC = ("H100-80GB", "B200")  # on NVSwitches that a fabric manager runs
 IDLE_REASON, SOFTWARE_POWER_CAP = 0x1, 0x4
 _WARMTH = 0.2  # the share of the way to its end temperature that a GPU goes in ten seconds
@@ -156,6 +156,12 @@ class World:
         """Let the load have these fields again (all, if none is named)."""
         for name in names or tuple(self.pinned.get(slot, {})):
             self.pinned.get(slot, {}).pop(name, None)
+
+    def mend(self, slot: int) -> None:
+        """What a GPU's fields were held at is over: they are as on a healthy one."""
+        well = healthy_gpu(self.model, slot)
+        self.source.set(slot, **{name: getattr(well, name) for name in self.pinned.get(slot, {})})
+        self.unpin(slot)
 
     def initialise(self, slot: int) -> None:
         """The driver initialises this GPU anew (a reset, a reload): what it counts since then begins again."""
