@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from nodeagent.gpu.facts import ENDED, HUNG, SiteResult
 from nodeagent.health.checks import (
     driver_init,
     driver_unresponsive,
@@ -13,10 +14,11 @@ from nodeagent.health.checks import (
     gpu_lost,
     probe_crashed,
     reset_required,
+    site,
     xid,
 )
 from nodeagent.health.xid import TABLE, latches
-from tests.corpus.fault import Fault, Touch
+from tests.corpus.fault import SLOT, Fault, Touch
 from tests.corpus.world import World
 
 
@@ -115,4 +117,21 @@ def _count() -> Iterator[Fault]:
     )  # fmt: skip
 
 
-FAULTS: tuple[Fault, ...] = (*_gpu_lost(), *_reset_required(), *_xids(), *_ecc(), *_driver(), *_count())
+def _site() -> Iterator[Fault]:
+    name = site.check_name("fans")
+    bad = {"status": 1, "output": f"GPU {SLOT}: fan stopped", "action": "reset_gpu"}
+    yield Fault("a site's check finds a GPU", name, _saying(**bad, unit_from="text"), _saying(status=0))
+    yield _whole_node("a site's check finds the node", name, _saying(**bad), clear=_saying(status=0))
+    hung = _saying(kind=HUNG, timeout=30.0)
+    yield _whole_node("a site's check hangs", name, hung, clear=_saying(status=0), state="DEGRADED", leads_to="")
+
+
+def _saying(**values: Any) -> Touch:
+    def touch(world: World, slot: int) -> None:
+        result = SiteResult("fans", **{"kind": ENDED, "monotonic": world.monotonic, **values})
+        world.source.node["site"] = (result,)
+
+    return touch
+
+
+FAULTS: tuple[Fault, ...] = (*_gpu_lost(), *_reset_required(), *_xids(), *_ecc(), *_driver(), *_count(), *_site())
