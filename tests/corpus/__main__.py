@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 from nodeagent.health.checks import CHECKS
 from nodeagent.replay.score import Score, total
@@ -23,12 +24,13 @@ def main() -> int:
         for detection in tried.score.detections:
             by_check.setdefault(detection.truth.fault, []).append(tried)
     print(f"{'check':24} {'faults':>6} {'found':>6} {'delay median':>13} {'longest':>8}")
-    for name, some in by_check.items():
+    for name, some in ((name, some) for name, some in by_check.items() if some):
         print(_row(name, total([tried.score for tried in some])))
     whole = total([tried.score for tried in faults])
     print(_row("all", whole))
     quiet = [try_neighbour(neighbour, model) for model in MODELS for neighbour in NEIGHBOURS]
-    days = [try_day(seed) for seed in range(DAYS)]
+    with ProcessPoolExecutor() as pool:
+        days = list(pool.map(try_day, range(DAYS)))
     healthy = total([tried.score for tried in days])
     print(f"\nrecall {whole.recall or 0:.1%} of {len(whole.detections)} faults on {len(MODELS)} models (limit 100 %)")
     print(f"precision with faults planted {whole.precision or 0:.1%}")
