@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint docs soak bench rpm clean
+.PHONY: help demo test unit lint docs soak corpus bench rpm clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ docs: $(STAMP)  ## docs/checks.md from what each check says of itself
 
 soak: $(STAMP)  ## the race test at ten times its size: a million operations on the locks
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
+
+corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days through the engine; prints what it found
+	@$(BIN)/python -m tests.corpus
 
 bench: $(STAMP)  ## hooks against a bare interpreter, agent at rest; prints the figures with their limits
 	$(BIN)/python -m bench

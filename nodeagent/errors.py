@@ -196,6 +196,21 @@ class AmbiguousAnswer(NodeAgentError):
         return f"{self.command}: can be read in two ways; does the job's name or comment hold whole lines of it?"
 
 
+class BadRecording(NodeAgentError):
+    """A file that was to be replayed is no recording, or a line of it is not."""
+
+    exit_code = 64
+
+    def __init__(self, name: str, line: int, why: str) -> None:
+        self.name = name
+        self.line = line
+        self.why = why
+        super().__init__(name, line, why)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.line}: cannot be replayed: {' '.join(self.why.split())[:200]}"
+
+
 class UnitUnknown(NodeAgentError):
     """No GPU of this node answers to that name."""
 

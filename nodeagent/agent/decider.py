@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Protocol
 
-from nodeagent.agent.actions import Actions, DrainRefused, NotRecorded
+from nodeagent.agent.actions import DrainRefused, NotRecorded
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
+from nodeagent.health.finding import RecoveryAction
 from nodeagent.health.verdict import Verdict
 from nodeagent.policy.decide import (
     Decision,
@@ -25,15 +27,62 @@ from nodeagent.policy.decide import (
     decide_units,
     wanted_drain,
 )
+from nodeagent.scheduler.port import Scheduler
 
 ASK_AGAIN = 6
 """Cycles between two looks at the scheduler while nothing changes: a thousand nodes may be in this state at once."""
 
 
+class DrainRecords(Protocol):
+    """What is recorded of our own drain (agent/actions.py: Records)."""
+
+    def drain(self) -> DrainRecord | None:
+        """Return our own drain, if there is one."""
+
+    def put_drain(self, record: DrainRecord) -> None:
+        """Record it."""
+
+    def drop_drain(self) -> None:
+        """Forget it."""
+
+
+class Means(Protocol):
+    """How decisions are carried out: agent/actions.py on a node, replay/node.py on one that is only remembered."""
+
+    @property
+    def records(self) -> DrainRecords:
+        """What outlives a reboot."""
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Who sends jobs here."""
+
+    def publish_retired(self) -> None:
+        """Make what hooks see and what is recorded the same."""
+
+    def retired(self) -> Mapping[str, Mapping[str, str]]:
+        """Return unit → record of all that is retired."""
+
+    def retire(self, unit: str, reason: str, check: str, action: RecoveryAction) -> None:
+        """Grant the unit no more."""
+
+    def restore(self, unit: str) -> object:
+        """Grant the unit again."""
+
+    def drain(self, reason: str, action: RecoveryAction) -> None:
+        """Drain the node."""
+
+    def raise_drain(self, action: RecoveryAction) -> None:
+        """Note that the drained node needs more than was known then."""
+
+    def resume(self) -> None:
+        """Give the node back."""
+
+
 class Decider:
     """Acts on verdicts. Remembers what it has asked and said, and how long it has been looking."""
 
-    def __init__(self, config: Config, actions: Actions, clock: Clock, log: Log) -> None:
+    def __init__(self, config: Config, actions: Means, clock: Clock, log: Log) -> None:
         self.config = config
         self.actions = actions
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -47,7 +96,7 @@ class Decider:
         self._refusal = ""
         self._said: set[Decision] = set()
 
-    def successor(self, config: Config, actions: Actions) -> Decider:
+    def successor(self, config: Config, actions: Means) -> Decider:
         """Return the one that goes on with another configuration."""
         new = Decider(config, actions, self._clock, self._log)
         new.counts, new.unexplained = self.counts, self.unexplained

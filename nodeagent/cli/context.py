@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from nodeagent.cli.main import say
 from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import BadRequest, UnitUnknown, UnknownFormat, UntrustedFile
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import GpuSource, NodeFacts
 from nodeagent.health.memory import Memory
 from nodeagent.health.verdict import Verdict, judge
 from nodeagent.lock.store import Store
@@ -23,6 +23,7 @@ from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.state.boot import boot_id
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
+from nodeagent.state.verdict_file import UNKNOWN
 
 
 def loaded(options: argparse.Namespace) -> Loaded:
@@ -83,9 +84,32 @@ def look(config: Config) -> tuple[Verdict, NodeFacts]:
         facts = source.sample()
     finally:
         source.close()
-    at_once = replace(config.health, default_strikes=1, strikes={}, dwell={}, settle=0.0)
-    verdict, _ = judge(Memory(), facts, at_once)
-    return verdict, facts
+    return _at_once(Memory(), facts, config)[0], facts
+
+
+def watch(config: Config, looks: Callable[[GpuSource], Iterator[NodeFacts]]) -> tuple[Verdict, int]:
+    """Read the GPUs as often as `looks` does, or until the user interrupts; return the last verdict and how often.
+
+    Every finding of the last look counts at once.
+    """
+    from nodeagent.gpu.probe import ProbeProcess
+
+    source = ProbeProcess(config)
+    verdict, memory, count = Verdict("", 0.0, node_state=UNKNOWN), Memory(), 0
+    try:
+        for facts in looks(source):
+            verdict, memory = _at_once(memory, facts, config)
+            count += 1
+    except KeyboardInterrupt:
+        if not count:
+            raise
+    finally:
+        source.close()
+    return verdict, count
+
+
+def _at_once(memory: Memory, facts: NodeFacts, config: Config) -> tuple[Verdict, Memory]:
+    return judge(memory, facts, replace(config.health, default_strikes=1, strikes={}, dwell={}, settle=0.0))
 
 
 def unit_named(config: Config, name: str, also: Collection[str] = ()) -> str:

@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "sge-sensor": "Grid Engine's load sensor",
     "discover": "what to tell the scheduler, ready to paste",
     "doctor": "what of this node's set-up is not as it should be, and what to type",
+    "replay": "judge a recording of `check --record` anew, with this or another configuration",
     "config": "check, show or compile the configuration",
 }
 

@@ -50,9 +50,11 @@ LAYERS: dict[str, set[str]] = {
         *("lock", "policy", "report", "scheduler", "snapshot", "state"),
     },
     "report": {"health", "lock", "snapshot", "state"},
+    # a replay runs the decider that the agent runs, on a node of values
+    "replay": {"agent", "config", "errors", "gpu", "health", "policy", "report", "scheduler"},
     "cli": {
         *("agent", "clock", "config", "discover", "doctor", "drivers", "errors", "gpu", "health", "hook", "isolation"),
-        *("lock", "metrics", "policy", "report", "scheduler", "snapshot", "state", "version"),
+        *("lock", "metrics", "policy", "replay", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
 

@@ -43,9 +43,14 @@ class Model:
 
 
 _BRAND_TESLA, _BRAND_NVIDIA = 2, 14
-_PASCAL, _VOLTA, _TURING, _AMPERE, _ADA, _HOPPER = 4, 5, 6, 7, 8, 9
+_PASCAL, _VOLTA, _TURING, _AMPERE, _ADA, _HOPPER, _BLACKWELL = 4, 5, 6, 7, 8, 9, 10
 
 MODELS: dict[str, Model] = {
+    "B200": Model(
+        "NVIDIA B200", 0x2901, _BRAND_NVIDIA, _BLACKWELL, (10, 0), 183359, 180, 828,
+        (140, 200, 1000), (95, 92, 90, 95), (1965, 3996, 1965), 5,
+        nvlinks=18, nvlink_version=7, nvlink_speed=53125, mig_slice_multiprocessors=18,
+    ),
     "H100-80GB": Model(
         "NVIDIA H100 80GB HBM3", 0x2330, _BRAND_NVIDIA, _HOPPER, (9, 0), 81559, 80, 551,
         (70, 200, 700), (92, 89, 87, 95), (1980, 2619, 1545), 5,

@@ -118,6 +118,10 @@ class FakeGpuSource:
         """The GPU asks for a reset and answers nothing else."""
         self._errors[slot] = (RESET_REQUIRED, "GPU requires reset")
 
+    def fail(self, slot: int, code: int, text: str) -> None:
+        """The GPU answers nothing but that code."""
+        self._errors[slot] = (code, text)
+
     def absent(self, slot: int) -> None:
         """The GPU is not enumerated any more."""
         self._gone.add(slot)
