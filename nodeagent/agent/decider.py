@@ -11,6 +11,7 @@ from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.health.verdict import Verdict
+from nodeagent.history.entry import DRY_RUN, REFUSED
 from nodeagent.policy.decide import (
     Decision,
     Drain,
@@ -121,6 +122,7 @@ class Decider:
                 self._said.add(decision)
                 self.counts[word, "dry-run"] += 1
                 self._log.warning(word, dry_run=True, **fields)
+                self._tell(word, fields, DRY_RUN)
             return
         try:
             self._carry_out(decision)
@@ -128,6 +130,7 @@ class Decider:
             self.counts[word, "refused"] += 1
             if str(error) != self._refusal:
                 self._log.error("drain_refused", note=str(error), **fields)
+                self._tell(word, {"why": f"{error}: {fields.get('why', '')}"}, REFUSED)
             self._refusal = str(error)
         except NotRecorded as error:
             self._done(word, fields)
@@ -142,6 +145,9 @@ class Decider:
         self._refusal = ""
         self.counts[word, "done"] += 1
         self._log.warning(word, **fields)
+
+    def _tell(self, word: str, fields: Mapping[str, str], result: str) -> None:
+        self.actions.deed(word, fields.get("gpu_uuid", ""), fields.get("why", ""), after=result)
 
     def _failed(self, word: str, error: Exception) -> None:
         self.counts[word, "failed"] += 1
@@ -166,7 +172,7 @@ class Decider:
         elif isinstance(decision, Raise):
             actions.raise_drain(decision.action)
         elif isinstance(decision, ForgetDrain):
-            actions.records.drop_drain()
+            actions.forget_drain()
 
 
 def _words(decision: Decision) -> tuple[str, dict[str, str]]:
