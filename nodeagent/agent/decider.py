@@ -47,6 +47,7 @@ class Decider:
         self._adopted = False
         self._refusal = ""
         self._said: set[Decision] = set()
+        self._of_node: list[Decision] = []
 
     def successor(self, config: Config, actions: Actions) -> Decider:
         """Return the one that goes on with another configuration."""
@@ -87,12 +88,14 @@ class Decider:
         if wanted is None and record is None:
             self._refusal = ""
             if self._adopted:
+                self._of_node = []
                 return
         settled = self._cycles > self.config.health.recover
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
         question = (wanted.action if wanted is not None else None, record, states)
         now = self._clock.monotonic()
         if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
+            yield from self._of_node  # still due, for all that is known
             return
         self._asked = (question, now)
         try:
@@ -103,8 +106,10 @@ class Decider:
         if record is None and node.drained:
             record = self._adopt(node.reason or "")
         self._adopted = True
+        self._of_node = []
         for step in decide_node(wanted, record, node, verdict):
             if not isinstance(step, Resume) or settled:
+                self._of_node.append(step)
                 yield step
                 self._do(step)
 

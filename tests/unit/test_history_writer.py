@@ -236,7 +236,7 @@ def test_a_locked_database_is_waited_for_in_the_thread_alone(tmp_path: Path) -> 
     other = sqlite3.connect(tmp_path / "history.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     log = Log()
-    writer = Writer(lambda: Store(str(tmp_path)), 1e9, 64 << 20, log, 0.05)
+    writer = Writer(lambda: Store(str(tmp_path)), 1e12, 64 << 20, log, 0.05)
     writer.start()
     try:
         slowest = 0.0
