@@ -54,14 +54,15 @@ def read(
         NoHistoryYet, NewerHistory, NotReadable, OnNetwork, UntrustedFile, OSError: none can be read.
 
     """
-    directory = local_directory(data_dir)
     path = f"{data_dir}/{FILE}"
     try:
-        os.close(os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd))
+        directory = local_directory(data_dir)
+        try:  # for the reason why it cannot be read, which SQLite does not tell
+            os.close(os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd))
+        finally:
+            directory.close()
     except FileNotFoundError as error:
         raise NoHistoryYet(path) from error
-    finally:
-        directory.close()
     try:
         database = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=_BUSY, isolation_level=None)
         try:
