@@ -66,7 +66,7 @@ def is_network(kind: str) -> bool:
     return kind in NETWORK or (kind.startswith("fuse.") and kind != _LOCAL_FUSE)
 
 
-def local_directory(path: str, proc: str = "/proc/self") -> Directory:
+def local_directory(path: str) -> Directory:
     """Open the directory in which history is kept.
 
     Raises:
@@ -74,7 +74,7 @@ def local_directory(path: str, proc: str = "/proc/self") -> Directory:
 
     """
     directory = Directory(path)
-    kind = filesystem(directory.fd, proc)
+    kind = filesystem(directory.fd)
     if is_network(kind):
         directory.close()
         raise OnNetwork(path, kind)

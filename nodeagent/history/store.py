@@ -65,10 +65,10 @@ class Store:
     `history.db.damaged`, over an earlier one) and a new one begun; `moved` then says why.
     """
 
-    def __init__(self, data_dir: str, proc: str = "/proc/self") -> None:
+    def __init__(self, data_dir: str) -> None:
         self.path = f"{data_dir}/{FILE}"
         self.moved = ""
-        directory = local_directory(data_dir, proc)
+        directory = local_directory(data_dir)
         try:
             self._file = touch(directory)
             try:

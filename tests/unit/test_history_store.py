@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.errors import UntrustedFile
-from nodeagent.history import reader, schema, store
+from nodeagent.history import place, reader, schema, store
 from nodeagent.history.entry import RETIRE, VERDICT, XID, Entry
 from nodeagent.history.place import FILE, OnNetwork, filesystem, is_network
 from nodeagent.history.reader import NoHistoryYet, read
@@ -272,31 +272,37 @@ def test_without_a_write_ahead_log_nothing_is_written(data: str, monkeypatch: py
         Store(data)
 
 
-def test_a_network_file_system_is_refused(data: str, tmp_path: Path) -> None:
-    proc = tmp_path / "proc"
-    (proc / "fdinfo").mkdir(parents=True)
-    for fd in range(256):
-        (proc / "fdinfo" / str(fd)).write_text("pos:\t0\nmnt_id:\t77\n")
-    line = "77 1 0:50 / /var/lib rw,relatime shared:1 - {} server:/export rw\n"
-    for kind, refused in (("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("lustre", True), ("ext4", False)):
-        (proc / "mountinfo").write_text("7 1 0:5 / / rw - tmpfs none rw\n" + line.format(kind))
-        assert is_network(kind) is refused
-        if refused:
-            with pytest.raises(OnNetwork, match=kind):
-                Store(data, str(proc))
-            assert not Path(data, FILE).exists()
-        else:
-            Store(data, str(proc)).close()
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("lustre", True), ("ext4", False), ("", False)],
+)
+def test_a_network_file_system_is_refused(data: str, kind: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "filesystem", lambda fd: kind)
+    if not refused:
+        Store(data).close()
+        return
+    with pytest.raises(OnNetwork, match=f"network file system \\({kind}\\)"):
+        Store(data)
+    with pytest.raises(OnNetwork):
+        read(data)
+    assert not Path(data, FILE).exists()
 
 
-def test_the_kernel_says_what_a_directory_is_on(data: str) -> None:
+def test_the_kernel_says_what_an_open_directory_is_on(tmp_path: Path) -> None:
     fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     try:
         assert filesystem(fd) == "proc"
         assert filesystem(fd, "/nowhere") == ""
     finally:
         os.close(fd)
-    assert not is_network("") and not is_network("tmpfs") and not is_network("fuse.fuse-overlayfs")
+    (tmp_path / "fdinfo").mkdir()
+    (tmp_path / "fdinfo" / "5").write_text("pos:\t0\nflags:\t0200000\nmnt_id:\t77\n")
+    lines = ("7 1 0:5 / / rw - tmpfs none rw", "77 1 0:50 / /data rw,relatime shared:1 master:2 - nfs4 host:/a rw")
+    (tmp_path / "mountinfo").write_text("\n".join(lines) + "\n")
+    assert filesystem(5, str(tmp_path)) == "nfs4"
+    (tmp_path / "mountinfo").write_text("77 1\n")
+    assert filesystem(5, str(tmp_path)) == ""
+    assert not is_network("tmpfs") and not is_network("fuse.fuse-overlayfs") and is_network("fuse.glusterfs")
 
 
 def test_a_history_that_is_not_there_is_said(data: str) -> None:
