@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 from nodeagent.agent.actions import retirement
@@ -24,8 +24,9 @@ from nodeagent.state.verdict_file import OK
 class Chronicle:
     """Tells journal and history. Shared by all cycles of one agent."""
 
-    def __init__(self, node: str, history: History, clock: Clock, log: Log) -> None:
+    def __init__(self, node: str, boot_id: str, history: History, clock: Clock, log: Log) -> None:
         self._node = node
+        self._boot_id = boot_id
         self._history = history
         self._clock = clock
         self._log = log
@@ -45,16 +46,16 @@ class Chronicle:
     def agent(self, what: str, **about: object) -> None:
         """The agent has started, stopped, or read its configuration again."""
         words = " ".join(f"{key}={value}" for key, value in about.items())
-        self.record(Entry(self._clock.wall(), AGENT, after=what, evidence=words))
+        self.record(Entry(self._clock.wall(), AGENT, self._boot_id, after=what, evidence=words))
 
     def retired(self, records: Mapping[str, Mapping[str, str]]) -> None:
         """What is retired at the agent's start: history may have missed it."""
         for unit, record in records.items():
             self.record(retirement(unit, record))
 
-    def by_hand(self, event: Event, boot_id: str) -> None:
+    def by_hand(self, event: Event) -> None:
         """An administrator's deed, as a command told it."""
-        entry = from_event(event.fields, event.at, boot_id)
+        entry = from_event(event.fields, event.at, self._boot_id)
         if entry is None:
             return
         about = {"gpu_uuid": entry.unit, "check": entry.check, "why": entry.evidence}
@@ -158,15 +159,13 @@ class Chronicle:
 
 def plain_facts(gpu: GpuFacts) -> dict[str, Any]:
     """Return the facts of a GPU as JSON has them, without those that have no value."""
-    plain = {one.name: getattr(gpu, one.name) for one in fields(gpu)}
-    plain["mig"] = [dict(vars(instance)) for instance in gpu.mig]
-    plain["processes"] = [dict(vars(process)) for process in gpu.processes]
-    return {name: value for name, value in plain.items() if value not in (None, "", [], {})}
+    return {name: value for name, value in asdict(gpu).items() if value not in (None, "", (), {})}
 
 
 def _of_driver(facts: NodeFacts) -> dict[str, Any]:
     names = ("driver", "kernel_driver", "nvml_error", "nvml_error_text", "hung", "crashed", "pci_gpus")
-    return {name: value for name in names if (value := getattr(facts, name)) not in (None, "", False)}
+    values = {name: getattr(facts, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
 
 
 def _grave(reasons: tuple[Finding, ...]) -> frozenset[str]:

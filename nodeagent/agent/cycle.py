@@ -76,7 +76,7 @@ class Cycle:
         self.ports = ports
         self.memory = Memory()
         self.snapshot: Snapshot | None = None
-        self.chronicle = Chronicle(node, ports.history, ports.clock, ports.log)
+        self.chronicle = Chronicle(node, ports.actions.boot_id, ports.history, ports.clock, ports.log)
         self._xids: list[XidEvent] = []
         self._counts = _Counts()
         self._binds = ("", "", float("-inf"))
@@ -179,8 +179,8 @@ class Cycle:
         # directory, or any other step that fails, keeps no faulty GPU in service.
         self._attempt("remember", lambda: write_document(self.ports.state, MEMORY, to_plain(self.memory)))
         self._counts.xids.update((xid.uuid, xid.xid) for xid in facts.xids)
-        self.chronicle.cycle(facts, before, verdict)
         self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
+        self.chronicle.cycle(facts, before, verdict)
         self._reconciler.run(facts, self._instances)
         self._completer.run()
         self._cleaner.see(facts)
@@ -234,7 +234,7 @@ class Cycle:
                 self.memory = clear(self.memory, event.fields.get("units", ""))
                 self._site.again()
             if event.kind == BY_HAND:
-                self.chronicle.by_hand(event, self.memory.boot_id)
+                self.chronicle.by_hand(event)
                 continue
             if event.kind == _CONFLICT:
                 self._reconciler.hint()

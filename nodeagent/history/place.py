@@ -84,7 +84,8 @@ def local_directory(path: str) -> Directory:
 def touch(directory: Directory) -> os.stat_result:
     """Make the file, for root's eyes only, if there is none; what SQLite adds beside it gets the same mode.
 
-    Whoever may open the file could also lock it for ever, which is why it is not for everybody.
+    Whoever may open the file could also lock it for ever, which is why it is not for everybody. Not to be called while
+    this process has the database open: the kernel drops all locks on a file when any descriptor of it is closed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

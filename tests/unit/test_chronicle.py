@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nodeagent.agent.chronicle import plain_facts
 from nodeagent.cli import status_command
 from nodeagent.cli.history_command import moment, text
 from nodeagent.config.model import Limits, Policy
 from nodeagent.errors import BadRequest
-from nodeagent.gpu.facts import Process
+from nodeagent.gpu.facts import GpuFacts, MigInstance, Process
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import AGENT, BY_HAND, DRAIN, RESUME, VERDICT, XID, Entry, Keeping, as_event
 from nodeagent.metrics.native import render
@@ -101,6 +103,32 @@ def test_a_lost_gpu_is_one_story_in_history_journal_status_and_metrics(bench: Be
     assert samples["gpu_health", (("uuid", bench.uuid(2)), ("verdict", verdict.after))] == 1
     assert by(samples, "gpu_retired", "uuid")[bench.uuid(2)] == 1
     assert samples["gpu_xid_errors_total", (("uuid", bench.uuid(2)), ("xid", "79"))] == xid.count
+
+
+def test_a_verdict_on_the_node_comes_with_what_was_read_of_the_driver(bench: Bench) -> None:
+    bench.run()
+    bench.source.fail_init(9, "Driver Not Loaded")
+    bench.source.node["pci_gpus"] = 0
+    bench.run(4)
+    changed = [one for one in bench.history.of(VERDICT) if not one.unit][1:]
+    assert [(one.before, one.after, one.check) for one in changed] == [("OK", "FAILED", "driver-init")]
+    assert changed[0].facts["nvml_error"] == 9 and changed[0].facts["pci_gpus"] == 0, "none is not unknown"
+    assert bench.log.kinds().count("verdict_changed") >= 1
+
+
+def test_facts_are_plain_json_without_what_is_not_known() -> None:
+    gpu = GpuFacts(
+        "GPU-a",
+        index=0,
+        power=0.0,
+        mig=(MigInstance("MIG-a", 1, 0, caps=(3, 4)),),
+        processes=(Process(7),),
+        links={"0000:1b:00.0": 5},
+    )
+    facts = json.loads(json.dumps(plain_facts(gpu)))
+    assert facts["mig"][0]["caps"] == [3, 4] and facts["processes"] == [{"pid": 7, "memory": None}]
+    assert facts["index"] == 0 and facts["power"] == 0.0 and facts["links"] == {"0000:1b:00.0": 5}
+    assert not {"temperature", "serial", "error"} & set(facts)
 
 
 def test_the_way_back_is_told_too(bench: Bench) -> None:
