@@ -141,7 +141,7 @@ def test_a_disk_that_hangs_costs_the_caller_nothing_and_losses_are_counted_and_s
         began = time.perf_counter()
         desk.writer.record(entry(at))
         slowest = max(slowest, time.perf_counter() - began)
-    assert slowest < 0.1, "a lock between two threads, no disk"
+    assert slowest < 0.5, "a lock between two threads, no disk"
     assert desk.writer.keeping().dropped == 50
     assert desk.log.kinds() == ["history_dropped"], "said once"
     desk.store.gate.set()
@@ -245,7 +245,7 @@ def test_a_locked_database_is_waited_for_in_the_thread_alone(tmp_path: Path) -> 
             writer.record(Entry(time.time() + at, AGENT))
             writer.keeping()
             slowest = max(slowest, time.perf_counter() - began)
-        assert slowest < 0.1
+        assert slowest < 0.5
         until(lambda: writer.keeping().problem == "database is locked")
         other.execute("COMMIT")
         until(lambda: len(read(str(tmp_path))) == 500)
