@@ -73,7 +73,7 @@ def test_a_writer_that_is_killed_at_any_moment_loses_nothing_that_was_committed(
                 said = child.stdout.readline()
                 time.sleep(chance.uniform(0, 0.03))
             else:
-                time.sleep(chance.uniform(0.02, 0.12))
+                time.sleep(chance.uniform(0.01, 0.08))
             child.kill()
             lines = (said + child.stdout.read()).split("\n")[:-1]  # what has no end was not told
         assert all(line.isdigit() for line in lines), lines
