@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from nodeagent.health.finding import Finding
 from nodeagent.health.units import Instances, units_of
 from nodeagent.health.verdict import UnitVerdict, Verdict
+from nodeagent.history.entry import Entry
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.verdict_file import UNKNOWN
@@ -60,6 +61,7 @@ def published(snapshot: Snapshot, instances: Instances) -> dict[str, Any]:
         "monotonic": snapshot.monotonic,
         "interval": snapshot.interval,
         "drained": snapshot.drain_reason or None,
+        "history_problem": snapshot.history.problem or None,
         "node_verdict": verdict.node_state,
         "node_findings": [plain_finding(finding) for finding in verdict.node_findings],
         "gpus": [
@@ -118,6 +120,7 @@ def status_document(
             "version": known.get("version"),
         },
         "drained": known.get("drained"),
+        "history_problem": known.get("history_problem"),
         "node_verdict": known.get("node_verdict", UNKNOWN) if fresh else UNKNOWN,
         "node_findings": known.get("node_findings", []),
         "gpus": gpus,
@@ -162,6 +165,19 @@ def check_document(verdict: Verdict) -> dict[str, Any]:
 
 
 _RANK = ("OK", "DEGRADED", "UNKNOWN", "FAILED")
+
+
+def history_document(node: str, entries: Iterable[Entry]) -> dict[str, Any]:
+    """Return `history --json`, oldest first; None for what is not known or does not apply."""
+    return {**schema("history"), "node": node, "entries": [_plain_entry(entry) for entry in entries]}
+
+
+def _plain_entry(entry: Entry) -> dict[str, Any]:
+    plain = {key: value if value != "" else None for key, value in vars(entry).items() if key != "again"}
+    plain["at"] = iso(entry.at)
+    plain["findings"] = list(entry.findings)
+    plain["facts"] = dict(entry.facts) or None
+    return plain
 
 
 def worst_state(verdict: Verdict) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.verdict import Verdict
+from nodeagent.history.entry import Keeping
 
 
 @dataclass(frozen=True)
@@ -44,5 +45,6 @@ class Snapshot:
     slots: Mapping[str, int] = field(default_factory=dict)
     """GPU → how many jobs may have it at a time: its shares or its instances."""
     counters: Counters = field(default_factory=Counters)
+    history: Keeping = field(default_factory=Keeping)
     cycle_seconds: float = 0.0
     version: str = ""

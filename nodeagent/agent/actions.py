@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 
 from nodeagent.errors import NodeAgentError, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
+from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
 from nodeagent.policy.limits import may_drain
@@ -91,17 +93,50 @@ class Records:
         self._data.remove(DRAINED)
 
 
+def retirement(unit: str, record: Mapping[str, str]) -> Entry:
+    """Return the entry for a retirement, as its record tells it; made twice it is the same."""
+    since = record.get("since", "")
+    return Entry(
+        float(since) if since.isdigit() else 0.0,
+        RETIRE,
+        record.get("boot_id", ""),
+        unit,
+        after=DONE,
+        check=record.get("check", ""),
+        action=record.get("action", ""),
+        by=record.get("by", ""),
+        evidence=record.get("reason", ""),
+        again=True,
+    )
+
+
 class Actions:
-    """Carries decisions out. Each method raises what kept it from doing so; doing one twice is harmless."""
+    """Carries decisions out. Each method raises what kept it from doing so; doing one twice is harmless.
+
+    `tell` is given an entry for history about each thing that was done.
+    """
 
     def __init__(
-        self, store: Store, records: Records, scheduler: Scheduler, max_drained: str, boot_id: str = ""
+        self,
+        store: Store,
+        records: Records,
+        scheduler: Scheduler,
+        max_drained: str,
+        boot_id: str = "",
+        tell: Callable[[Entry], None] = lambda _: None,
     ) -> None:
         self.store = store
         self.records = records
         self.scheduler = scheduler
         self.max_drained = max_drained
         self.boot_id = boot_id
+        self.tell = tell
+
+    def deed(
+        self, kind: str, unit: str = "", why: str = "", action: str = "", by: str = BY_AGENT, after: str = DONE
+    ) -> None:
+        """Tell of something that was done, or of what came of it instead."""
+        self.tell(Entry(time.time(), kind, self.boot_id, unit, after=after, action=action, by=by, evidence=why))
 
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same: what stands in either is retired.
@@ -121,6 +156,7 @@ class Actions:
                     self.store.retire(unit, recorded[unit].items())
             for unit in shown.keys() - recorded.keys():
                 self.records.put_retired(unit, shown[unit])
+                self.tell(retirement(unit, shown[unit]))
 
     def retired(self) -> dict[str, dict[str, str]]:
         """Return unit → record of all that is retired, also where that could not be recorded or the record be read."""
@@ -162,15 +198,18 @@ class Actions:
             failure = error
         with self.store.exclusive():
             self.store.retire(unit, record.items())
+        self.tell(retirement(unit, record))
         if failure is not None:
             raise NotRecorded(f"{unit} is retired", str(failure)) from failure
 
-    def restore(self, unit: str) -> bool:
+    def restore(self, unit: str, by: str = BY_AGENT) -> bool:
         """Grant the unit again; False if it was not retired. What fails half-way leaves it retired."""
         with self.store.exclusive():
             recorded = unit in self.records.retired()
             shown = self.store.restore(unit)
             self.records.drop_retired(unit)
+        if shown or recorded:
+            self.deed(RESTORE, unit, by=by)
         return shown or recorded
 
     def drain(self, reason: str, action: RecoveryAction, by: str = BY_AGENT, force: bool = False) -> None:
@@ -199,6 +238,7 @@ class Actions:
         except (NodeAgentError, OSError) as error:
             failure = error
         self.scheduler.drain(reason, scope)
+        self.deed(DRAIN, why=reason, action=action.word, by=by)
         if failure is not None:
             raise NotRecorded("the node is drained", str(failure)) from failure
 
@@ -207,8 +247,14 @@ class Actions:
         record = self.records.drain()
         if record is not None:
             self.records.put_drain(DrainRecord(record.reason, action, record.by, record.scope))
+            self.deed(RAISE_DRAIN, why=f"needs {action.word}", action=action.word)
 
-    def resume(self) -> None:
+    def forget_drain(self) -> None:
+        """Drop the record of a drain that stands no more."""
+        self.records.drop_drain()
+        self.deed(FORGET_DRAIN, why="somebody else has resumed the node, or it has a reason of theirs")
+
+    def resume(self, by: str = BY_AGENT) -> None:
         """Give the node back, as far as its drain is ours.
 
         Raises:
@@ -226,4 +272,5 @@ class Actions:
         # A scheduler without reasons may have been opened in part by somebody: what is still closed by us is opened.
         if record is not None and (state.drained or state.reason is None):
             self.scheduler.resume(record.scope)
+            self.deed(RESUME, why=record.reason, by=by)
         self.records.drop_drain()

@@ -14,6 +14,7 @@ from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.facts import GpuFacts, GpuSource, NodeFacts
 from nodeagent.health.leftover import CHECKS, Leftover, left_on
 from nodeagent.health.units import Instances
+from nodeagent.history.entry import DRY_RUN, RETIRE
 from nodeagent.lock.cleaning import heard, in_cleaning, listen
 from nodeagent.lock.record import CLEANING, Owner
 from nodeagent.lock.unit import device
@@ -137,6 +138,7 @@ class Cleaner:
         fields = {"gpu_uuid": unit, "job": owner.job, "check": left.check, "why": reason}
         if self._config.policy.dry_run:
             self._log.warning("retire", dry_run=True, **fields)
+            self._actions.deed(RETIRE, unit, reason, left.action.word, after=DRY_RUN)
             return
         proc = self._config.roots.proc
         processes = " ".join(f"{pid}:{start_time(pid, proc)}" for pid in left.processes[:8])

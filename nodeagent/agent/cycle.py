@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.chronicle import Chronicle
 from nodeagent.agent.cleaner import Cleaner
 from nodeagent.agent.completer import Completer
 from nodeagent.agent.decider import ASK_AGAIN, Decider
@@ -26,6 +27,7 @@ from nodeagent.health.memory import Memory, clear, explains, from_plain, to_plai
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
 from nodeagent.health.xid import latches, look_up
+from nodeagent.history.entry import BY_HAND, History, NoHistory
 from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Counters, Snapshot
@@ -61,6 +63,7 @@ class Ports:
     clock: Clock
     log: Log
     hook_conf: HookConfWriter
+    history: History = field(default_factory=NoHistory)
 
 
 class Cycle:
@@ -73,6 +76,7 @@ class Cycle:
         self.ports = ports
         self.memory = Memory()
         self.snapshot: Snapshot | None = None
+        self.chronicle = Chronicle(node, ports.actions.boot_id, ports.history, ports.clock, ports.log)
         self._xids: list[XidEvent] = []
         self._counts = _Counts()
         self._binds = ("", "", float("-inf"))
@@ -107,17 +111,20 @@ class Cycle:
             self.ports.log.error("memory_unreadable", why=str(error), note="what is retired stays so until `restore`")
         # What was retired for an event leaves no trace but in the memory: if it is not there, nothing shows that the
         # fault is over. (It may have been lost, or never have been written for want of space.)
+        retired = self.ports.actions.retired()
+        self.chronicle.retired(retired)
         self._decider.unexplained = {
             unit
-            for unit, record in self.ports.actions.retired().items()
+            for unit, record in retired.items()
             if record.get("check") in _EVENTS and not explains(self.memory, unit)
         }
 
     def end(self) -> None:
-        """Let go of the probe, and leave the cleaning of units to the hooks."""
+        """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
         self._site.close()
         self.ports.source.close()
+        self.chronicle.close()
 
     def fileno(self) -> int:
         """Return the descriptor that wakes the agent when an XID comes."""
@@ -145,6 +152,7 @@ class Cycle:
         new = Cycle(config, self.node, self.version, ports)
         new.memory = self.memory
         new.snapshot = self.snapshot
+        new.chronicle = self.chronicle
         new._counts = self._counts
         new._instances = self._instances
         new._decider = self._decider.successor(config, ports.actions)
@@ -165,13 +173,14 @@ class Cycle:
         site = self._site.step(self.config.checks, self._is_busy)
         facts = replace(facts, xids=tuple(self._xids), site=site, kernel_sequence=self.ports.source.kernel_sequence)
         self._xids = []
-        previous = self.snapshot.verdict if self.snapshot is not None else None
-        verdict, self.memory = judge(self.memory, facts, self.config.health)
+        before = self.memory
+        verdict, self.memory = judge(before, facts, self.config.health)
         # First of all: what is known must not be lost to whatever happens while it is acted upon. But a full state
         # directory, or any other step that fails, keeps no faulty GPU in service.
         self._attempt("remember", lambda: write_document(self.ports.state, MEMORY, to_plain(self.memory)))
-        self._note(facts, previous, verdict)
+        self._counts.xids.update((xid.uuid, xid.xid) for xid in facts.xids)
         self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
+        self.chronicle.cycle(facts, before, verdict)
         self._reconciler.run(facts, self._instances)
         self._completer.run()
         self._cleaner.see(facts)
@@ -193,6 +202,7 @@ class Cycle:
             counters=self._counts.frozen(
                 events.dropped(self.ports.state), self._decider.counts, self.ports.source, self._site.counts
             ),
+            history=self.chronicle.keeping(),
             cycle_seconds=clock.monotonic() - started,
             version=self.version,
         )
@@ -223,28 +233,13 @@ class Cycle:
             if event.kind == RESTORED_BY_HAND:
                 self.memory = clear(self.memory, event.fields.get("units", ""))
                 self._site.again()
+            if event.kind == BY_HAND:
+                self.chronicle.by_hand(event)
+                continue
             if event.kind == _CONFLICT:
                 self._reconciler.hint()
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
             say("hook", kind=event.kind, **event.fields)
-
-    def _note(self, facts: NodeFacts, previous: Verdict | None, verdict: Verdict) -> None:
-        """Log and count what is new."""
-        for xid in facts.xids:
-            self._counts.xids[xid.uuid, xid.xid] += 1
-            self.ports.log.warning("xid", gpu_uuid=xid.uuid, xid=xid.xid, seen_by=xid.source)
-        before = {unit.uuid: unit.state for unit in previous.units} if previous is not None else {}
-        for unit in verdict.units:
-            if before.get(unit.uuid, "OK") != unit.state:
-                why = "; ".join(reason.evidence for reason in unit.reasons)
-                check = unit.reasons[0].check if unit.reasons else ""
-                self.ports.log.warning(
-                    "verdict_changed", gpu_uuid=unit.uuid, check=check, verdict=unit.state, index=unit.index, why=why
-                )
-        node_before = previous.node_state if previous is not None else "OK"
-        if node_before != verdict.node_state:
-            why = "; ".join(finding.evidence for finding in verdict.node_findings)
-            self.ports.log.warning("verdict_changed", node=self.node, verdict=verdict.node_state, why=why)
 
     def _is_busy(self) -> bool:
         return bool(self.ports.actions.store.owners())

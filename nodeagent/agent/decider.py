@@ -13,6 +13,7 @@ from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.health.verdict import Verdict
+from nodeagent.history.entry import DRY_RUN, REFUSED
 from nodeagent.policy.decide import (
     Decision,
     Drain,
@@ -41,9 +42,6 @@ class DrainRecords(Protocol):
 
     def put_drain(self, record: DrainRecord) -> None:
         """Record it."""
-
-    def drop_drain(self) -> None:
-        """Forget it."""
 
 
 class Means(Protocol):
@@ -78,6 +76,12 @@ class Means(Protocol):
     def resume(self) -> None:
         """Give the node back."""
 
+    def forget_drain(self) -> None:
+        """Drop the record of a drain that stands no more."""
+
+    def deed(self, kind: str, unit: str, why: str, *, after: str) -> None:
+        """Tell of what came of a decision that was not carried out."""
+
 
 class Decider:
     """Acts on verdicts. Remembers what it has asked and said, and how long it has been looking."""
@@ -95,6 +99,7 @@ class Decider:
         self._adopted = False
         self._refusal = ""
         self._said: set[Decision] = set()
+        self._of_node: list[Decision] = []
 
     def successor(self, config: Config, actions: Means) -> Decider:
         """Return the one that goes on with another configuration."""
@@ -135,12 +140,14 @@ class Decider:
         if wanted is None and record is None:
             self._refusal = ""
             if self._adopted:
+                self._of_node = []
                 return
         settled = self._cycles > self.config.health.recover
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
         question = (wanted.action if wanted is not None else None, record, states)
         now = self._clock.monotonic()
         if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
+            yield from self._of_node  # still due, for all that is known
             return
         self._asked = (question, now)
         try:
@@ -151,8 +158,10 @@ class Decider:
         if record is None and node.drained:
             record = self._adopt(node.reason or "")
         self._adopted = True
+        self._of_node = []
         for step in decide_node(wanted, record, node, verdict):
             if not isinstance(step, Resume) or settled:
+                self._of_node.append(step)
                 yield step
                 self._do(step)
 
@@ -170,6 +179,7 @@ class Decider:
                 self._said.add(decision)
                 self.counts[word, "dry-run"] += 1
                 self._log.warning(word, dry_run=True, **fields)
+                self._tell(word, fields, DRY_RUN)
             return
         try:
             self._carry_out(decision)
@@ -177,6 +187,7 @@ class Decider:
             self.counts[word, "refused"] += 1
             if str(error) != self._refusal:
                 self._log.error("drain_refused", note=str(error), **fields)
+                self._tell(word, {"why": f"{error}: {fields.get('why', '')}"}, REFUSED)
             self._refusal = str(error)
         except NotRecorded as error:
             self._done(word, fields)
@@ -191,6 +202,9 @@ class Decider:
         self._refusal = ""
         self.counts[word, "done"] += 1
         self._log.warning(word, **fields)
+
+    def _tell(self, word: str, fields: Mapping[str, str], result: str) -> None:
+        self.actions.deed(word, fields.get("gpu_uuid", ""), fields.get("why", ""), after=result)
 
     def _failed(self, word: str, error: Exception) -> None:
         self.counts[word, "failed"] += 1
@@ -215,7 +229,7 @@ class Decider:
         elif isinstance(decision, Raise):
             actions.raise_drain(decision.action)
         elif isinstance(decision, ForgetDrain):
-            actions.records.drop_drain()
+            actions.forget_drain()
 
 
 def _words(decision: Decision) -> tuple[str, dict[str, str]]:

@@ -21,6 +21,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "config_reloaded": "73b6d57888024a3588996c6e3c10dc86",
     "config_refused": "66582b666b3449d6934e3547af580fc5",
     "verdict_changed": "52b0b158ad9947ffb5f1b83179f29a1d",
+    "reasons_changed": "a6042a85dc4b4797a6af1e78d3da1ba5",
     "xid": "92eceb59a25848c8b095185a91c4096b",
     "retire": "9a8b31784a004cb1a5472f8fda01f56f",
     "restore": "a2d97d61c860455e99c29b74c0c1df8b",
@@ -34,6 +35,12 @@ MESSAGE_IDS: Mapping[str, str] = {
     "foreign_process": "f0b8c1f4a0a94e7d9a53c7f3b2f6d915",
     "hook": "360be52b39e24d279e649f122bb8155f",
     "probe_failed": "887db0011f264c3f9558ce01cd4cd06c",
+    "raise_drain": "6acfe64d63a0494cae4ae4132a51ce9a",
+    "forget_drain": "8848c9103aeb4accbdec6cc7d9c554b0",
+    "history_unavailable": "9948bf65ca0d437eae1b7770b118ec24",
+    "history_resumed": "05056488a9fc4077b8786bbaaac66c1e",
+    "history_dropped": "c01248f563ef46ff9cf7722ec14ca8cc",
+    "history_damaged": "c4b18d051bad4eaf9b8c28d725c263d4",
     "cycle_failed": "2234a840185f4e11ac3a4dee878e875f",
 }
 """A MESSAGE_ID for each kind of event: `journalctl MESSAGE_ID=…` finds them, a catalog explains them."""

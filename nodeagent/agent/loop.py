@@ -77,6 +77,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         try:
+            self.cycle.chronicle.agent("started", pid=os.getpid(), version=self.cycle.version)
             self.cycle.begin()
             self._start_page()
             self._serve(awake)
@@ -119,6 +120,7 @@ class Agent:
             self._notifier.status(self.cycle.summary())
             self._wait(awake, started)
         self._log.info("agent_stopping", node=self.cycle.node)
+        self.cycle.chronicle.agent("stopped", pid=os.getpid())
 
     def _one_cycle(self) -> None:
         if self.flags.reload:
@@ -145,8 +147,10 @@ class Agent:
         except (NodeAgentError, OSError) as error:
             for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
                 self._log.error("config_refused", why=problem, note="the old configuration stays in force")
+                self.cycle.chronicle.agent("reload refused", why=problem)
         else:
             self._log.info("config_reloaded", node=self.cycle.node)
+            self.cycle.chronicle.agent("reloaded")
         self._notifier.ready(self.cycle.summary())
 
     def _wait(self, awake: socket.socket, started: float) -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
-from nodeagent.cli.main import say
+from nodeagent.cli.main import complain, say
 from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import BadRequest, UnitUnknown, UnknownFormat, UntrustedFile
 from nodeagent.gpu.facts import GpuSource, NodeFacts
 from nodeagent.health.memory import Memory
 from nodeagent.health.verdict import Verdict, judge
+from nodeagent.history.entry import BY_HAND, Entry, as_event
 from nodeagent.lock.store import Store
 from nodeagent.report import status_document
 from nodeagent.scheduler.registry import node_name, scheduler_of
+from nodeagent.state import events
 from nodeagent.state.boot import boot_id
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
@@ -37,10 +41,17 @@ def open_state(config: Config, create: bool = False) -> Directory:
 
 
 def actions_of(config: Config) -> Actions:
-    """Return the means to change things."""
-    store = Store(open_state(config, create=True))
+    """Return the means to change things; the agent is told of what is done by them."""
+    state = open_state(config, create=True)
     boot = boot_id(config.roots.proc)
-    return Actions(store, Records(config.data_dir), scheduler_of(config), config.limits.max_drained, boot)
+    scheduler, limit = scheduler_of(config), config.limits.max_drained
+
+    def tell(entry: Entry) -> None:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()  # for people: root may say what it likes
+        if not events.append(state, BY_HAND, **as_event(entry, user)):
+            complain("the agent could not be told: history will not have this (is the state directory full?)")
+
+    return Actions(Store(state), Records(config.data_dir), scheduler, limit, boot, tell)
 
 
 def with_scheduler(config: Config) -> Config:

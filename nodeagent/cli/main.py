@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "status": "what the agent knows: GPUs, verdicts, holders",
     "check": "look at the GPUs now, without the agent",
     "locks": "who holds which GPU; release or hold by hand",
+    "history": "what became of the GPUs: verdicts, XIDs, what was done and by whom",
     "exec": "lock N GPUs, run a command on them, release",
     "retire": "grant a GPU to nobody until it is restored",
     "restore": "grant a retired GPU again",

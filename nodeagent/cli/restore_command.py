@@ -7,6 +7,7 @@ import argparse
 from nodeagent.agent.cycle import RESTORED_BY_HAND
 from nodeagent.cli.context import actions_of, loaded, open_state, unit_named
 from nodeagent.cli.main import Exit, complain, say
+from nodeagent.policy.decide import BY_ADMIN
 from nodeagent.state import events
 
 
@@ -23,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     # Told first: an agent that has not forgotten what it held against the unit would retire it again.
     if not events.append(open_state(config), RESTORED_BY_HAND, units=unit):
         complain("the agent could not be told: it may retire the unit again (is the state directory full?)")
-    restored = actions.restore(unit)
+    restored = actions.restore(unit, BY_ADMIN)
     if restored:
         say(f"restored {unit}")
         return Exit.OK

@@ -6,6 +6,7 @@ import argparse
 
 from nodeagent.cli.context import actions_of, loaded, with_scheduler
 from nodeagent.cli.main import Exit, say
+from nodeagent.policy.decide import BY_ADMIN
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +15,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Resume the node. The agent drains it again if its fault persists."""
-    actions_of(with_scheduler(loaded(options).config)).resume()
+    actions_of(with_scheduler(loaded(options).config)).resume(BY_ADMIN)
     say("resumed")
     return Exit.OK

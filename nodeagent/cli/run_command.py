@@ -23,6 +23,8 @@ from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import AlreadyRunning, ConfigError, NoHookConf, UnknownFormat, UntrustedFile
 from nodeagent.gpu.probe import ProbeProcess
+from nodeagent.history.store import Store as HistoryStore
+from nodeagent.history.writer import Writer
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import LOCKS, Store
 from nodeagent.metrics.server import MetricsServer, directory_version
@@ -54,12 +56,15 @@ def run(options: argparse.Namespace) -> int:
         log.error("hook_conf_failed", why=str(error))
     source = ProbeProcess(found.config)
     records = Records(found.config.data_dir)
+    kept = found.config.history
+    history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
+    history.start()
 
     def ports(config: Config, compiler: HookConfCompiler) -> Ports:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
-        actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot)
-        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler)
+        actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
+        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history)
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)
@@ -68,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         new = old.successor(again.config, ports(again.config, compiler))
         compiler()  # last: hooks and agent change together or not at all
         source.timeout = again.config.probe_timeout
+        history.max_age, history.max_size = again.config.history.max_age, again.config.history.max_size
         return new
 
     cycle = Cycle(found.config, node_name(found.config), VERSION, ports(found.config, compiler))

@@ -49,13 +49,15 @@ def _text(document: dict[str, Any]) -> str:
     lines = [head]
     if document["drained"]:
         lines.append(f"drained: {document['drained']}")
+    if document["history_problem"]:
+        lines.append(f"history is not being written: {document['history_problem']}")
     lines += [f"{finding['severity']}: {finding['evidence']}" for finding in document["node_findings"]]
     if document["gpus"]:
         lines.append(table([_HEAD, *map(_row, document["gpus"])]))
     return "\n".join(lines)
 
 
-_HEAD = ("GPU", "BUS", "MODEL", "VERDICT", "HELD BY", "WHY")
+_HEAD = ("GPU", "BUS", "MODEL", "VERDICT", "SINCE", "HELD BY", "WHY")
 
 
 def _row(gpu: dict[str, Any]) -> tuple[str, ...]:
@@ -70,4 +72,4 @@ def _row(gpu: dict[str, Any]) -> tuple[str, ...]:
     if gpu["retired"]:
         why = f"retired: {gpu['retired'].get('reason', '')}"
     index = "-" if gpu["index"] is None else str(gpu["index"])
-    return (index, gpu["bus_id"], gpu["model"], gpu["verdict"], holders or "-", why or "-")
+    return (index, gpu["bus_id"], gpu["model"], gpu["verdict"], gpu["since"], holders or "-", why or "-")

@@ -177,6 +177,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class History:
+    """How much of what happened is kept in `data_dir/history.db`, by age (seconds) and size (bytes)."""
+
+    max_age: float = setting(90 * 86400.0, values.positive_duration)
+    max_size: int = setting(64 << 20, values.history_size)
+
+
+@dataclass(frozen=True)
 class Drivers:
     """One site driver set: a path with `{version}`, bound at `bin` and `lib` in containers. Empty path: none."""
 
@@ -219,6 +227,7 @@ class Config:
     policy: Policy = section(Policy)
     cleanup: Cleanup = section(Cleanup)
     limits: Limits = section(Limits)
+    history: History = section(History)
     drivers: Drivers = section(Drivers)
     log: Log = section(Log)
 

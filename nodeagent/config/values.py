@@ -22,6 +22,7 @@ _SIZE = re.compile(r"(\d{1,15})\s*(|KiB|MiB|GiB)")
 _SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _MOST_WATTS = 10_000
 _MOST_STRIKES = 1000
+_LEAST_HISTORY = 4 << 20
 
 
 def text(value: Any) -> str:
@@ -157,6 +158,13 @@ def size(value: Any) -> int:
         return count(value)
     except ValueError:
         raise ValueError("wants a size such as 512MiB or 1GiB") from None
+
+
+def history_size(value: Any) -> int:
+    """Bytes that history may take: a size, 4 MiB at least."""
+    if size(value) < _LEAST_HISTORY:
+        raise ValueError("wants a size of at least 4MiB, such as 64MiB")
+    return size(value)
 
 
 def power_limit(value: Any) -> str:

@@ -112,6 +112,11 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("probes_abandoned", "Probe processes that could not be ended (state D).", (), abandoned)
     site = sorted(count.site_checks.items())
     yield _counter("site_check_runs", "Runs of the site's own checks and how they ended.", ("check", "result"), site)
+    kept = snapshot.history
+    yield _gauge("history_up", "1 while what happens can be written to history.db.", int(not kept.problem))
+    yield _counter("history_dropped", "Entries for history that were lost.", (), [((), kept.dropped)])
+    if kept.size is not None:
+        yield _gauge("history_bytes", "Size of history.db and of what SQLite keeps beside it.", kept.size)
     yield _gauge("cycle_seconds", "Duration of the last cycle.", snapshot.cycle_seconds)
     yield _gauge("locks_held", "Units that have an owner.", len(owners))
 

@@ -22,9 +22,8 @@ from nodeagent.scheduler.local import LocalScheduler
 class RememberedDrain:
     """Our own drain as a value (see agent/decider.py: DrainRecords)."""
 
-    def __init__(self, done: list[Decision]) -> None:
+    def __init__(self) -> None:
         self.record: DrainRecord | None = None
-        self._done = done
 
     def drain(self) -> DrainRecord | None:
         """See DrainRecords."""
@@ -33,11 +32,6 @@ class RememberedDrain:
     def put_drain(self, record: DrainRecord) -> None:
         """See DrainRecords."""
         self.record = record
-
-    def drop_drain(self) -> None:
-        """See DrainRecords."""
-        self.record = None
-        self._done.append(ForgetDrain())
 
 
 class RememberedNode:
@@ -51,7 +45,7 @@ class RememberedNode:
         self.boot_id = ""
         self.scheduler = LocalScheduler()
         self.scheduler.spares_units = spares_units
-        self.records = RememberedDrain(self.done)
+        self.records = RememberedDrain()
         self._retired: dict[str, dict[str, str]] = {}
 
     def publish_retired(self) -> None:
@@ -90,3 +84,11 @@ class RememberedNode:
         self.scheduler.resume("node")
         self.records.record = None
         self.done.append(Resume())
+
+    def forget_drain(self) -> None:
+        """See Means."""
+        self.records.record = None
+        self.done.append(ForgetDrain())
+
+    def deed(self, kind: str, unit: str, why: str, *, after: str) -> None:
+        """See Means: a replay tells of what is carried out, and carries out all."""

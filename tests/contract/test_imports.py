@@ -43,18 +43,19 @@ LAYERS: dict[str, set[str]] = {
     "external": {"clock", "config", "errors", "gpu", "scheduler", "state"},
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "scheduler", "state"},
-    "snapshot": {"gpu", "health"},
+    "history": {"errors", "state"},
+    "snapshot": {"gpu", "health", "history"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
-        *("clock", "config", "drivers", "errors", "external", "gpu", "health", "isolation"),
+        *("clock", "config", "drivers", "errors", "external", "gpu", "health", "history", "isolation"),
         *("lock", "policy", "report", "scheduler", "snapshot", "state"),
     },
-    "report": {"health", "lock", "snapshot", "state"},
+    "report": {"health", "history", "lock", "snapshot", "state"},
     # a replay runs the decider that the agent runs, on a node of values
     "replay": {"agent", "config", "errors", "gpu", "health", "policy", "report", "scheduler"},
     "cli": {
-        *("agent", "clock", "config", "discover", "doctor", "drivers", "errors", "gpu", "health", "hook", "isolation"),
-        *("lock", "metrics", "policy", "replay", "report", "scheduler", "snapshot", "state", "version"),
+        *("agent", "clock", "config", "discover", "doctor", "drivers", "errors", "gpu", "health", "history", "hook"),
+        *("isolation", "lock", "metrics", "policy", "replay", "report", "scheduler", "snapshot", "state", "version"),
     },
 }
 

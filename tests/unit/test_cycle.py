@@ -20,6 +20,7 @@ from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
 from nodeagent.errors import CommandFailed, StateGone
 from nodeagent.gpu.facts import ENDED, MigInstance, Process, SiteResult
 from nodeagent.health.finding import RecoveryAction
+from nodeagent.history.entry import Entry, Keeping
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
 from nodeagent.policy.decide import BY_ADMIN, DrainRecord
@@ -125,6 +126,27 @@ class FakeLog:
         return [kind for kind, _ in self.lines]
 
 
+class FakeHistory:
+    """Keeps entries, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.state = Keeping()
+        self.closed = 0
+
+    def record(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    def keeping(self) -> Keeping:
+        return self.state
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def of(self, *kinds: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.kind in kinds]
+
+
 class Bench:
     """A cycle with everything it touches."""
 
@@ -135,6 +157,7 @@ class Bench:
         self.scheduler = FakeScheduler(spares_units)
         self.clock = FakeClock()
         self.log = FakeLog()
+        self.history = FakeHistory()
         self.state = Directory(str(directory / "state"), create=True)
         self.store = Store(self.state)
         self.cycle = self.new_cycle()
@@ -142,8 +165,9 @@ class Bench:
     def new_cycle(self) -> Cycle:
         """A cycle as after a start of the agent: it knows only what is in files."""
         records = Records(str(self.directory / "data"))
-        actions = Actions(self.store, records, self.scheduler, self.config.limits.max_drained, self.source.boot_id)
-        ports = Ports(self.state, self.source, self.scheduler, actions, self.clock, self.log, FakeHookConf())
+        limit, boot, history = self.config.limits.max_drained, self.source.boot_id, self.history
+        actions = Actions(self.store, records, self.scheduler, limit, boot, history.record)
+        ports = Ports(self.state, self.source, self.scheduler, actions, self.clock, self.log, FakeHookConf(), history)
         cycle = Cycle(self.config, "n1", "1.0", ports)
         cycle.begin()
         return cycle

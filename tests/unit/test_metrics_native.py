@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nodeagent.gpu.facts import MigInstance, NodeFacts
 from nodeagent.health.verdict import Memory, judge
+from nodeagent.history.entry import Keeping
 from nodeagent.lock.record import Owner
 from nodeagent.metrics.native import age, is_stale, render
 from nodeagent.snapshot import Counters, Snapshot
@@ -224,7 +225,7 @@ def test_what_the_agent_says_of_itself() -> None:
         probe_crashes=5,
         probes_abandoned=6,
     )
-    samples = parse(render(snapshot(node(), counters=counters), {}))
+    samples = parse(render(snapshot(node(), counters=counters, history=Keeping("full", 7, 4096)), {}))
     assert {key: value for key, value in samples.items() if not key[0].startswith(("gpu_", "node_"))} == {
         ("up", ()): 1,
         ("build_info", (("version", "1.2.3"),)): 1,
@@ -234,6 +235,9 @@ def test_what_the_agent_says_of_itself() -> None:
         ("probe_timeouts_total", ()): 3,
         ("probe_crashes_total", ()): 5,
         ("probes_abandoned_total", ()): 6,
+        ("history_up", ()): 0,
+        ("history_dropped_total", ()): 7,
+        ("history_bytes", ()): 4096,
         ("cycle_seconds", ()): 0.5,
         ("locks_held", ()): 0,
     }
