@@ -18,6 +18,7 @@ from nodeagent.health.checks import (
     xid,
 )
 from nodeagent.health.xid import TABLE, latches
+from tests.corpus.catalogue import CATALOGUE
 from tests.corpus.fault import SLOT, Fault, Touch
 from tests.corpus.world import World
 
@@ -134,4 +135,13 @@ def _saying(**values: Any) -> Touch:
     return touch
 
 
-FAULTS: tuple[Fault, ...] = (*_gpu_lost(), *_reset_required(), *_xids(), *_ecc(), *_driver(), *_count(), *_site())
+FAULTS: tuple[Fault, ...] = (
+    *_gpu_lost(),
+    *_reset_required(),
+    *_xids(),
+    *_ecc(),
+    *_driver(),
+    *_count(),
+    *_site(),
+    *CATALOGUE,
+)

@@ -34,6 +34,9 @@ def healthy_gpu(model: str, slot: int) -> GpuFacts:
         utilization=0.0, memory_utilization=0.0, memory_used=0, memory_total=made.memory * MIB,
         temperature=34.0, memory_temperature=None if memory_limit is None else 38.0,
         power=float(idle), power_limit=float(limit), energy=5e6 if made.counts_energy else None,
+        ecc_corrected_total=0, sram_threshold_exceeded=False if made.remaps_rows else None, processes_known=True,
+        remap_banks_exhausted=0 if made.remaps_rows else None, nvlink_recoveries=0 if made.nvlinks else None,
+        sm_clock_max=made.clocks[0] * 1e6, performance_state=8,
         sm_clock=345e6, memory_clock=made.clocks[1] * 1e6, slowdown_reasons=IDLE_REASON,
         pcie_generation=made.pcie_generation, pcie_generation_max=made.pcie_generation,
         pcie_width=16, pcie_width_max=16,
@@ -123,6 +126,7 @@ class World:
         warmth = min(1.0, _WARMTH * self.interval / 10.0)
         temperature = round((gpu.temperature or goal) * (1 - warmth) + goal * warmth)
         values: dict[str, Any] = {
+            "performance_state": 0 if busy else 8,
             "utilization": (0.9 + 0.1 * noise if busy else 0.0) if not gpu.mig_enabled else None,
             "memory_used": used,
             "processes": (Process(4000 + slot, used),) if busy else (),
