@@ -46,6 +46,8 @@ class GpuFacts:
     NVML's (slowdown, shutdown, the memory's maximum). `remapped_*` count rows, `retired_pages` pages of both causes
     (GPUs before row remapping). NVLink: `nvlink_total` links there are, `nvlink_active` of them up, `nvlink_errors` the
     sum of replay, recovery and CRC errors. `fabric_state` is NVML's (3: completed), `fabric_status` its return code.
+    `failed_calls` counts the calls of this sweep to which NVML gave a code that explains nothing (999 and its like):
+    each of them is no value.
     """
 
     uuid: str
@@ -58,6 +60,7 @@ class GpuFacts:
     numa_node: int | None = None
     error: int | None = None
     error_text: str = ""
+    failed_calls: int | None = None
     utilization: float | None = None
     memory_utilization: float | None = None
     memory_used: int | None = None
