@@ -88,7 +88,7 @@ class Cycle:
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
-        self._site = SiteChecks(ports.clock, config.roots.proc)
+        self._site = SiteChecks(ports.clock)
         self.clean_at = inf
         """When `clean` wants to be called again, by the clock's monotonic seconds."""
 

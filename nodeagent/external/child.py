@@ -43,13 +43,12 @@ class Outcome:
 class Run:
     """A run in progress. `begin` starts it in a thread; `outcome` is there when it is over, None if it was stopped."""
 
-    def __init__(self, check: SiteCheck, proc: str = "/proc") -> None:
+    def __init__(self, check: SiteCheck) -> None:
         self.check = check
         self.outcome: Outcome | None = None
         self.abandoned: subprocess.Popen[bytes] | None = None
         """The process, if even SIGKILL did not end it (state D)."""
         self.stopped = False
-        self._proc = proc
         self._token = secrets.token_hex(8)
         self._stopped_read, self._stopped_write = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, daemon=True, name="site-check")
@@ -84,9 +83,14 @@ class Run:
             why = f"no user {self.check.user}" if isinstance(error, KeyError) else str(error)
             self.outcome = Outcome(BROKEN, why=f"cannot be started: {why}")
             return
-        outcome = self._watch(process)
-        self._end(process)
-        self.outcome = outcome
+        kind, output = HUNG, bytearray()
+        try:
+            kind = self._watch(process, output)
+        finally:
+            self._end(process)
+        if kind:
+            status = process.returncode if kind == ENDED else None
+            self.outcome = Outcome(kind, status, output.decode("utf-8", "replace"))
 
     def _start(self) -> subprocess.Popen[bytes]:
         user = pwd.getpwnam(self.check.user) if self.check.user else pwd.getpwuid(os.geteuid())
@@ -107,10 +111,9 @@ class Run:
             extra_groups=groups,
         )
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> Outcome | None:
-        """Take its output until it ends, its time is over, or it is stopped (None)."""
+    def _watch(self, process: subprocess.Popen[bytes], output: bytearray) -> str:
+        """Take its output until it has ENDED, its time is over (HUNG), or it is stopped (nothing)."""
         deadline = time.monotonic() + self.check.timeout
-        output = bytearray()
         pipe = -1 if process.stdout is None else process.stdout.fileno()
         os.set_blocking(pipe, False)
         ended = _pidfd(process.pid)
@@ -119,31 +122,30 @@ class Run:
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         try:
-            while process.poll() is None:
+            while not _has_ended(process.pid):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    return Outcome(HUNG, output=_text(output))
+                    return HUNG
                 ready = {fd for fd, _ in poll.poll(1000 * (left if ended >= 0 else min(left, _NAP)))}
                 if self._stopped_read in ready:
-                    return None
+                    return ""
                 if pipe in ready and not _take(pipe, output):
                     poll.unregister(pipe)  # it closed its output and goes on
             _take(pipe, output)  # what is still in the pipe; a child that keeps it open is not waited for
-            return Outcome(ENDED, process.returncode, _text(output))
+            return ENDED
         finally:
             if ended >= 0:
                 os.close(ended)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill what is left of it: its group at once, then whoever left the group and still bears the mark."""
+        """Kill what is left of it: its group at once, then whoever left the group and still bears the mark.
+
+        It has not been waited for yet, so its number, which is its group's, is nobody else's.
+        """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         for _ in range(_MOST_PASSES):
-            found = [pid for pid in all_pids(self._proc) if pid != process.pid and self._bears_mark(pid)]
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            if not found:
+            if not any([self._kill_marked(pid) for pid in _own_pids() if pid != process.pid]):
                 break
         if process.stdout is not None:
             process.stdout.close()
@@ -152,12 +154,22 @@ class Run:
         except subprocess.TimeoutExpired:
             self.abandoned = process
 
-    def _bears_mark(self, pid: int) -> bool:
+    def _kill_marked(self, pid: int) -> bool:
+        """Kill a process if it is one of ours; held by a descriptor, so that a later one of its number is not hit."""
         try:
-            with open(f"{self._proc}/{pid}/environ", "rb") as file:
-                return f"{MARK}={self._token}".encode() in file.read().split(b"\0")
+            fd = os.pidfd_open(pid)
         except OSError:
             return False
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                ours = f"{MARK}={self._token}".encode() in file.read().split(b"\0")
+            if ours:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            return ours
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
 
 
 def check_executable(path: str) -> None:
@@ -201,5 +213,14 @@ def _take(pipe: int, output: bytearray) -> bool:
     return True
 
 
-def _text(output: bytearray) -> str:
-    return output.decode("utf-8", "replace")
+def _has_ended(pid: int) -> bool:
+    """Say whether a child has ended, and leave it to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _own_pids() -> list[int]:
+    """The processes of our own namespace, wherever `roots` point."""
+    try:
+        return all_pids("/proc")
+    except OSError:
+        return []

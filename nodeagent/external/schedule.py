@@ -38,11 +38,10 @@ class SiteChecks:
     the node is idle. One that even SIGKILL does not end is left behind and counted, and not started again beside it.
     """
 
-    def __init__(self, clock: Clock, proc: str = "/proc") -> None:
+    def __init__(self, clock: Clock) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         """(check, ended | failed | hung | broken | stopped | abandoned) -> how often."""
         self._clock = clock
-        self._proc = proc
         self._checks: Mapping[str, SiteCheck] = {}
         self._slots: dict[str, _Slot] = {}
         self._leaving: list[Run] = []
@@ -74,7 +73,7 @@ class SiteChecks:
             if slot.run is None and slot.stuck is None and due and wanted:
                 slot.started = now
                 slot.late = False
-                slot.run = Run(slot.check, self._proc)
+                slot.run = Run(slot.check)
                 slot.run.begin()
         return tuple(slot.result or _not_yet(name, slot.check) for name, slot in sorted(self._slots.items()))
 

@@ -49,7 +49,8 @@ class GpuFacts:
     pages of both causes (GPUs before row remapping). NVLink: `nvlink_total` links there are, `nvlink_active` of
     them up, `nvlink_errors` the sum of replay, recovery and CRC errors, of which `nvlink_recoveries`.
     `fabric_state` is NVML's (3: completed), `fabric_status` its return code. `performance_state` 0 is P0, the
-    fastest. `processes_known` says that NVML gave a list of processes, be it empty.
+    fastest. `processes_known` says that NVML gave a list of processes, be it empty. `failed_calls` counts the calls
+    of this sweep to which NVML gave a code that explains nothing (999 and its like): each of them is no value.
     """
 
     uuid: str
@@ -62,6 +63,7 @@ class GpuFacts:
     numa_node: int | None = None
     error: int | None = None
     error_text: str = ""
+    failed_calls: int | None = None
     utilization: float | None = None
     memory_utilization: float | None = None
     memory_used: int | None = None

@@ -28,6 +28,10 @@ VERSION_MISMATCH = 18
 
 OF_GPU = (GPU_IS_LOST, RESET_REQUIRED)
 OF_LIBRARY = (UNINITIALIZED, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, VERSION_MISMATCH)
+FAILURES = (8, 10, 11, 17, 20, 28, 999)
+"""Codes that say nothing about the question and something about the GPU or its driver: insufficient power, timeout, IRQ
+issue, operating system, memory, GPU not found, unknown. One of them is no value; a GPU that answers little else is not
+read at all."""
 XID_EVENTS = 0x8
 """nvmlEventTypeXidCriticalError."""
 NO_INSTANCE = 0xFFFFFFFF
@@ -62,6 +66,11 @@ class Library:
 
     def __init__(self) -> None:
         self.is_open = False
+        self.answered = 0
+        """Calls that gave a value."""
+        self.failed = 0
+        """Calls that gave one of FAILURES; `last_failure` is the code and the words of the last of them."""
+        self.last_failure = (0, "")
 
     def open(self) -> None:
         """Initialise NVML if it is not; raises LibraryFault, also where there is no library at all."""
@@ -89,16 +98,21 @@ class Library:
         if function is None:
             return None  # a binding older than the function
         try:
-            return function(*args)
+            found = function(*args)
         except pynvml.NVMLError as error:
             code = _code(error)
             if code in OF_GPU:
                 raise GpuFault(code, str(error)) from error
             if code in OF_LIBRARY:
                 raise LibraryFault(code, str(error)) from error
+            if code in FAILURES:
+                self.failed += 1
+                self.last_failure = (code, str(error))
             return None
         except UnicodeDecodeError:
             return None  # a text that a broken infoROM filled with anything
+        self.answered += 1
+        return found
 
     def count(self) -> int:
         """Return how many GPUs NVML enumerates; raises LibraryFault."""

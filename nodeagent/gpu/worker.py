@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 SIGKILL = 9
+MUTE = 9
+"""Failed calls for each one answered, from which on a GPU counts as one that cannot be read."""
 WAIT_MS = 1000
 """How long the event thread waits in NVML at a time: the most that a release waits for it."""
 
@@ -236,6 +238,7 @@ class Sweeper:
         """Read one GPU and send it; returns its bus id. `handles` gains those that answer."""
         self._begin(index, uuid, bus_id)
         reading = None
+        answered, failed = self._library.answered, self._library.failed
         try:
             if suspect and not uuid:  # it hung before it could say who it is: its name first, if that can be had
                 uuid = self._identity(bus_id).uuid
@@ -243,11 +246,21 @@ class Sweeper:
             handle = self._library.handle(index)
             reading = Reading(self._library, handle)
             reading.identify()
-            uuid, bus_id = reading.record.get("uuid", uuid), reading.record.get("bus_id", bus_id)
+            bus_id = reading.record.setdefault("bus_id", bus_id)
+            uuid = reading.record.get("uuid") or uuid or self._identity(bus_id).uuid
+            reading.record["uuid"] = uuid
             self._begin(index, uuid, bus_id)
-            self._uuids[bus_id] = uuid
+            if bus_id:
+                self._uuids[bus_id] = uuid
             self._events.register(handle, uuid)
-            reading.read(self._lasting.setdefault(bus_id, {}), self._link_ends.setdefault(bus_id, {}))
+            lasting = self._lasting.setdefault(bus_id, {})
+            reading.read(lasting, self._link_ends.setdefault(bus_id, {}))
+            failed = self._library.failed - failed
+            if failed:
+                lasting.clear()  # what was not told now may be told next time
+            reading.record["failed_calls"] = failed
+            if failed >= MUTE * max(1, self._library.answered - answered):
+                raise GpuFault(*self._library.last_failure)
             self._add_caps(reading.record)
             ancestors = self._neighbourhood(handle, bus_id, handles)
         except GpuFault as fault:

@@ -42,7 +42,7 @@ def tally(unit: UnitMemory, struck: Mapping[str, float], judged: bool, now: floa
         if at is not None:
             is_new = check not in unit.strikes or at not in found
             strikes[check] = unit.strikes.get(check, 0) + is_new
-            rows[check] = unit.rows.get(check, at)
+            rows[check] = unit.rows.get(check, min(at, now))  # it may have been seen after the sweep ended
             found = (*found, at) if at not in found else found
         if isinstance(rule, Within):
             found = tuple(stamp for stamp in found if now - stamp < rule.within)[-rule.count :]

@@ -31,6 +31,7 @@ VALUES = (
     ("gpu_power_watts", "power", "Power that the board draws."),
     ("gpu_sm_clock_hertz", "sm_clock", "Clock of the streaming multiprocessors."),
     ("gpu_memory_clock_hertz", "memory_clock", "Clock of the GPU memory."),
+    ("gpu_failed_calls", "failed_calls", "NVML calls about the GPU that failed without a reason in the last sweep."),
 )
 """Gauges of one GPU: name, field of GpuFacts, help."""
 

@@ -16,15 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Protocol
 
 import pytest
 
-from nodeagent.config.model import Config, Roots
+from nodeagent.config.model import Config, Health, Roots
 from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, Tended, XidEvent
 from nodeagent.gpu.kernel_log import KernelLog
 from nodeagent.gpu.probe import ProbeProcess
 from nodeagent.gpu.probe_worker import Worker
+from nodeagent.health.memory import Memory
+from nodeagent.health.verdict import judge
 from tests.simnvml import Process as SimProcess
 from tests.simnvml import Scenario, fake_roots, log_xid
 from tests.unit.fake_gpu import FakeGpuSource
@@ -889,3 +892,34 @@ def test_slow_gpus_are_not_hung_ones(sim: SimWorld) -> None:
     assert not facts.hung and len(facts.gpus) == 8
     assert facts.duration > 1.5, "each GPU took its quarter of a second, all of them more than the time-out"
     assert sim.source.timeouts == 0
+
+
+def test_a_call_that_fails_without_a_reason_is_no_value_and_is_counted(sim: SimWorld) -> None:
+    well = sim.source.sample().gpus[2]
+    sim.scenario.fault("nvmlDeviceGetTemperature*", 999, gpu=2)
+    sim.scenario.fault("nvmlDeviceGetPowerUsage", 999, gpu=2)
+    ill = sim.source.sample().gpus[2]
+    assert (well.failed_calls, well.error) == (0, None)
+    assert (ill.error, ill.temperature, ill.power, ill.utilization) == (None, None, None, well.utilization)
+    assert ill.failed_calls is not None and ill.failed_calls >= 2
+    sim.heal()
+    healed = sim.source.sample().gpus[2]
+    assert (healed.failed_calls, healed.name) == (0, well.name) and healed.temperature is not None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gpu_that_answers_almost_nothing_but_failures_is_not_read(sim: SimWorld, known: bool) -> None:
+    if known:
+        sim.source.sample()
+    for letter in ascii_uppercase.replace("H", ""):  # all but its handle
+        sim.scenario.fault(f"nvmlDeviceGet{letter}*", 999, gpu=2)
+    facts = sim.source.sample()
+    ill = facts.gpus[2]
+    assert (ill.uuid, ill.error, ill.temperature) == (sim.uuid(2), 999, None)
+    assert [gpu.error for gpu in facts.gpus].count(None) == 7
+    verdict, memory = judge(Memory(), facts, Health())
+    assert [unit.state for unit in verdict.units].count("UNKNOWN") == 1
+    sim.heal()
+    well = sim.source.sample()
+    assert well.gpus[2].error is None and well.gpus[2].serial and well.gpus[2].name
+    assert {unit.state for unit in judge(memory, well, Health(recover=1))[0].units} == {"OK"}

@@ -26,6 +26,7 @@ from nodeagent.health.checks.site import find
 from nodeagent.health.finding import Severity
 from nodeagent.health.memory import Memory
 from nodeagent.health.scene import observe
+from tests.simulated_node import SimulatedNode, until
 from tests.unit.test_health_facts import gpu, node, uuid
 
 T = TypeVar("T")
@@ -287,9 +288,8 @@ def test_one_that_even_sigkill_does_not_end_is_left_behind_and_not_started_again
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "_KILL_WAIT", 0.1)
-    kill_group, kill_one = os.killpg, os.kill
+    kill_group = os.killpg
     monkeypatch.setattr(os, "killpg", lambda pid, number: None)
-    monkeypatch.setattr(os, "kill", lambda pid, number: None)
     site.add("d", "exec sleep 300", timeout=0.2, interval=0.1)
     assert site.result("d").kind == HUNG
     pids = eventually(site.marked)
@@ -298,7 +298,6 @@ def test_one_that_even_sigkill_does_not_end_is_left_behind_and_not_started_again
         time.sleep(0.05)
     assert site.marked() == pids and site.runner.counts["d", "abandoned"] == 1
     monkeypatch.setattr(os, "killpg", kill_group)
-    monkeypatch.setattr(os, "kill", kill_one)
     os.kill(pids[0], 9)
     eventually(lambda: site.step() and site.runner.counts["d", "hung"] >= 2, 5.0)
 
@@ -403,3 +402,27 @@ def test_the_examples_configurations_are_valid(site: Site) -> None:
         config = load(site.place / "config.yaml").config
         [check] = config.checks.values()
         assert check.command[0].startswith("/") and check.timeout < check.interval, example.name
+
+
+# -- with an agent -----------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_a_check_finds_bad_is_retired_over_a_restart_and_comes_back_after_a_clean_run(site: Site) -> None:
+    flag = site.place / "bad"
+    finding = '{"unit": "1", "evidence": "slow", "action": "reset_gpu"}'
+    path = site.add("look", f"test ! -e {flag} || {{ echo '{finding}'; exit 1; }}")
+    checks = f"interval: 200ms\nhealth: {{recover: 2}}\nchecks: {{look: {{command: [{path}], interval: 300ms}}}}\n"
+    sim = SimulatedNode(site.place, gpus=2, settings=checks)
+    with sim.agent() as agent:
+        assert sim.retired() == []
+        flag.touch()
+        until(lambda: sim.retired() == [1], "the check's finding")
+        [reason] = sim.status()["gpus"][1]["reasons"]
+        assert (reason["check"], reason["evidence"], reason["action"]) == ("site-look", "slow", "reset_gpu")
+        agent.kill()
+    path.write_text(f"#!/bin/sh\nsleep 1; test ! -e {flag}\n")  # the next agent does not know yet for a second
+    flag.unlink()
+    with sim.agent():
+        for _ in range(5):
+            assert sim.retired() == [1]
+        until(lambda: sim.retired() == [], "the check's clean run")

@@ -26,6 +26,7 @@ def idle_gpu(index: int) -> GpuFacts:
         serial=str(1_650_000_000_000 + index),
         vbios="96.00.61.00.01",
         numa_node=index // 4,
+        failed_calls=0,
         utilization=0.0,
         memory_utilization=0.0,
         memory_used=0,

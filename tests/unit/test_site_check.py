@@ -141,6 +141,17 @@ def test_strikes_count_runs_not_cycles() -> None:
     assert cycles.state(0) == "FAILED"
 
 
+def test_a_result_that_came_after_the_sweep_counts_at_once_and_once() -> None:
+    cycles = Cycles(Health(strikes={"site-nhc": 2}))
+    cycles.see(gpu(0), site=(about(0, 110.5),))
+    assert cycles.state(0) == "UNKNOWN"
+    cycles.see(gpu(0), site=(about(0, 110.5),))
+    assert cycles.memory.units[uuid(0)].strikes == {"site-nhc": 1}
+    one = Cycles()
+    one.see(gpu(0), site=(about(0, 110.5),))
+    assert one.state(0) == "FAILED"
+
+
 def test_strikes_within_a_time_count_runs() -> None:
     cycles = Cycles(Health(strikes={"site-nhc": Within(2, 300.0)}))
     cycles.see(gpu(0))
@@ -162,6 +173,20 @@ def test_a_clean_run_takes_it_back_and_a_check_that_has_not_run_yet_does_not() -
     assert cycles.state(0) == "FAILED"
     cycles.see(gpu(0), site=(FINE,))
     assert cycles.state(0) == "OK"
+
+
+@pytest.mark.parametrize(
+    "silent", [SiteResult("nhc", HUNG, 200.0, timeout=60.0), SiteResult("nhc", BROKEN, 200.0), replace(FINE, status=-9)]
+)
+def test_a_check_that_does_not_work_any_more_takes_nothing_back(silent: SiteResult) -> None:
+    cycles = Cycles(Health(recover=2))
+    cycles.see(gpu(0), site=(about(0, 100.0),))
+    for _ in range(5):
+        verdict = cycles.see(gpu(0), site=(silent,))
+    assert (verdict.node_state, cycles.state(0)) == ("DEGRADED", "FAILED")
+    cycles.see(gpu(0), site=(replace(FINE, monotonic=300.0),))
+    verdict = cycles.see(gpu(0), site=(replace(FINE, monotonic=300.0),))
+    assert (verdict.node_state, cycles.state(0)) == ("OK", "OK")
 
 
 def test_a_check_that_is_not_configured_any_more_holds_nothing() -> None:

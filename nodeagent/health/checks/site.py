@@ -6,7 +6,8 @@ Threshold: any exit status but 0, and each line of output that is a JSON object 
 Severity: that of `checks.NAME.severity`, or the line's own. A check that is broken, hangs, dies by a signal or speaks
 gibberish says nothing about a GPU: WARNING on the node, which takes nothing out of service.
 Action: `checks.NAME.action`, or the line's own.
-Clears: a run that ends with 0 and says nothing of it. Until it was run after the agent's start nothing is taken back.
+Clears: a run that says nothing of it. Until there is one after the agent's start, and while the check does not work,
+nothing is taken back.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def check_name(name: str) -> str:
 
 
 def unasked(scene: Scene) -> frozenset[str]:
-    """Return the checks of the site that have not ended yet since the agent started."""
-    return frozenset(check_name(one.name) for one in scene.facts.site if one.kind == NOT_YET)
+    """Return the checks of the site that have told nothing: not run since the agent's start, or they do not work."""
+    return frozenset(check_name(one.name) for one in scene.facts.site if one.kind == NOT_YET or _trouble(one))
 
 
 def find(scene: Scene, settings: Health) -> Iterator[Finding]:
@@ -54,7 +55,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
 def _trouble(result: SiteResult) -> str:
     """Why the run says nothing about the node; empty if it does."""
     if result.kind == BROKEN:
-        return result.why
+        return result.why or "could not be run"
     if result.kind == HUNG:
         return f"did not end within {result.timeout:g} s and was ended"
     if result.status is not None and result.status < 0:
