@@ -8,7 +8,8 @@ from nodeagent.hook import isolation
 from nodeagent.hook.cleanup import Left, Mark, end_processes
 from nodeagent.hook.node import last_word
 from nodeagent.lock.cleaning import open_attendant, wake
-from nodeagent.lock.store import FLOCK_TIMEOUT, Store
+from nodeagent.lock.flock import FLOCK_TIMEOUT
+from nodeagent.lock.store import Store
 from nodeagent.lock.unit import device
 from nodeagent.state import events
 from nodeagent.state.boot import boot_id, start_time

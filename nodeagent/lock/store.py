@@ -4,70 +4,22 @@ Why it holds at each step is written in docs/locking.md; what a crash leaves beh
 """
 
 import errno
-import fcntl
 import os
-import time
 
-from nodeagent.errors import LockBusy, UnitHeld, UnknownFormat, UntrustedFile
+from nodeagent.errors import UnitHeld, UnknownFormat, UntrustedFile
+from nodeagent.lock.flock import FLOCK_TIMEOUT, Flock
 from nodeagent.lock.record import UNREADABLE, Owner, decode_owner
 from nodeagent.lock.unit import is_unit
-from nodeagent.state.files import Directory, decode_pairs, encode_pairs, judge_own, make_directory, write_new
+from nodeagent.state.files import Directory, decode_pairs, encode_pairs, make_directory, write_new
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
-    from types import TracebackType
 
 LOCK_FILE = "lock"
 LOCKS = "locks"
 RETIRED = "retired"
-FLOCK_TIMEOUT = 1.5
-_OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PREPARED, _DISCARDED = ".new-", ".old-"
-
-
-class _Flock:
-    """The exclusive right to change the state; given back on exit, by a crash too."""
-
-    __slots__ = ("_fd", "_path", "_timeout", "_trace")
-
-    def __init__(self, path: str, timeout: float, trace: "Callable[[str], None]") -> None:
-        self._path = path
-        self._timeout = timeout
-        self._trace = trace
-        self._fd = -1
-
-    def __enter__(self) -> None:
-        # 0600: a user who could open it could hold the flock and stop every hook.
-        self._fd = os.open(self._path, _OPEN_LOCK, 0o600)
-        try:
-            judge_own(self._path, os.fstat(self._fd))
-        except UntrustedFile:
-            os.close(self._fd)
-            raise
-        deadline = time.monotonic() + self._timeout
-        pause = 0.001
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR) or time.monotonic() > deadline:
-                    os.close(self._fd)
-                    if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
-                        raise LockBusy(self._path, self._timeout) from error
-                    raise
-                self._trace("busy")
-                time.sleep(pause)
-                pause = min(pause * 2, 0.02)
-            else:
-                self._trace("locked")
-                return
-
-    def __exit__(
-        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
-    ) -> None:
-        os.close(self._fd)
-        self._trace("unlocked")
 
 
 class Store:
@@ -86,7 +38,7 @@ class Store:
     def trace(self, point: str) -> None:
         """Do nothing: a named point of the protocol, at which a test's own store stops to let another one run."""
 
-    def exclusive(self, timeout: float = FLOCK_TIMEOUT) -> _Flock:
+    def exclusive(self, timeout: float = FLOCK_TIMEOUT) -> Flock:
         """Return a context in which no other writer runs.
 
         Raises:
@@ -94,7 +46,7 @@ class Store:
             UntrustedFile: on entry, when others could have it open, and so keep it.
 
         """
-        return _Flock(f"{self._state.path}/{LOCK_FILE}", timeout, self.trace)
+        return Flock(f"{self._state.path}/{LOCK_FILE}", timeout, self.trace)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

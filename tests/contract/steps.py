@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from nodeagent.hook import epilog, node
-from nodeagent.lock.store import Store, _Flock
+from nodeagent.lock.flock import Flock
+from nodeagent.lock.store import Store
 from nodeagent.state.files import Directory
 
 FOREVER = 3600.0
@@ -33,7 +34,7 @@ class SteppedStore(Store):
         super().__init__(state)
         self._stop = stop
 
-    def exclusive(self, timeout: float = FOREVER) -> _Flock:
+    def exclusive(self, timeout: float = FOREVER) -> Flock:
         return super().exclusive(FOREVER)
 
     def trace(self, point: str) -> None:
