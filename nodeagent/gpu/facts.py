@@ -51,6 +51,7 @@ class GpuFacts:
     `fabric_state` is NVML's (3: completed), `fabric_status` its return code. `performance_state` 0 is P0, the
     fastest. `processes_known` says that NVML gave a list of processes, be it empty. `failed_calls` counts the calls
     of this sweep to which NVML gave a code that explains nothing (999 and its like): each of them is no value.
+    `device_file` says that /dev/nvidiaN exists and is of the same type as /dev/nvidiactl, None where that is missing.
     """
 
     uuid: str
@@ -108,6 +109,7 @@ class GpuFacts:
     nvlink_recoveries: int | None = None
     fabric_state: int | None = None
     fabric_status: int | None = None
+    device_file: bool | None = None
     mig_enabled: bool | None = None
     mig: tuple[MigInstance, ...] = ()
     processes: tuple[Process, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any
 
 from nodeagent.clock import Clock, SystemClock
 from nodeagent.config.model import Config
+from nodeagent.gpu.device_files import with_device_files
 from nodeagent.gpu.facts import GpuFacts, NodeFacts, Tended, XidEvent
 from nodeagent.gpu.kernel_log import KernelLog
 from nodeagent.gpu.probe_worker import Gone, Kill, Worker, kill
@@ -106,7 +107,7 @@ class ProbeProcess:
             self._drop_worker(None)
         if why:
             facts = replace(facts, nvml_error_text=why)
-        return self._where(facts, sweep, crashed)
+        return self._where(with_device_files(facts, self._roots.dev), sweep, crashed)
 
     def take_xids(self) -> tuple[XidEvent, ...]:
         """Return the XIDs since the last call; see GpuSource."""

@@ -66,6 +66,11 @@ def numa(scenario: Scenario, text: str) -> None:
     path.write_text(f"{text}\n")
 
 
+def device_file(scenario: Scenario) -> Path:
+    """Return the sick GPU's device file."""
+    return scenario.path.parent / "roots" / "dev" / f"nvidia{scenario.get(SICK, 'minor')}"
+
+
 WISH = Health(expect=Expect(persistence="on", compute_mode="default", ecc="on", mig="off"))
 CASES = {
     "remap failed": Case("row-remapping", ERROR, INSPECT, values(remapped_failure=1)),
@@ -147,6 +152,22 @@ CASES = {
     ),
     "NUMA node": Case(
         "numa-affinity", WARNING, NONE, lambda scenario: numa(scenario, "-1"), lambda scenario: numa(scenario, "0")
+    ),
+    "device file": Case(
+        *("device-files", WARNING, NONE),
+        lambda scenario: device_file(scenario).rename(device_file(scenario).with_name("gone")),
+        lambda scenario: device_file(scenario).with_name("gone").rename(device_file(scenario)),
+    ),
+    "device file is a folder": Case(
+        *("device-files", WARNING, NONE),
+        lambda scenario: [
+            device_file(scenario).rename(device_file(scenario).with_name("gone")),
+            device_file(scenario).mkdir(),
+        ],
+        lambda scenario: [
+            device_file(scenario).rmdir(),
+            device_file(scenario).with_name("gone").rename(device_file(scenario)),
+        ],
     ),
     "caches": Case("sram-errors", ERROR, INSPECT, values(sram_threshold=1)),
 }

@@ -8,6 +8,7 @@ from typing import Any
 from nodeagent.config.thresholds import Expect
 from nodeagent.gpu.facts import Process
 from nodeagent.health.checks import (
+    device_files,
     driver_version,
     ecc_corrected,
     fabric_state,
@@ -161,6 +162,7 @@ def _senseless() -> Iterator[Fault]:
     slow = _working(utilization=0.95, sm_clock=210e6, slowdown_reasons=0, processes=(Process(1, 0),), memory_used=0)
     yield _warns("a low clock under load", name, slow, lasts=LASTING)
     yield _warns("a NUMA node that nobody knows", numa_affinity.NAME, _held(numa_node=None))
+    yield _warns("a device file that is missing", device_files.NAME, _held(device_file=False))
 
 
 CATALOGUE: tuple[Fault, ...] = (*_memory(), *_board(), *_links(), *_wishes(), *_senseless())

@@ -40,6 +40,7 @@ def idle_gpu(index: int) -> GpuFacts:
         sm_clock=345e6,
         sm_clock_max=1980e6,
         processes_known=True,
+        device_file=True,
         memory_clock=2619e6,
         slowdown_reasons=1,
         performance_state=0,

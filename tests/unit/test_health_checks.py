@@ -26,6 +26,7 @@ def test_every_check_finds_nothing_on_a_healthy_node() -> None:
 
 def test_the_registry_names_every_check_once() -> None:
     assert sorted(CHECKS) == [
+        "device-files",
         "driver-init",
         "driver-unresponsive",
         "driver-version",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from nodeagent.config.model import Health
 from nodeagent.health.checks import (
+    device_files,
     driver_init,
     driver_unresponsive,
     driver_version,
@@ -69,6 +70,7 @@ CHECKS: Mapping[str, Check] = {
     memory_held.NAME: memory_held.find,
     stuck_readings.NAME: stuck_readings.find,
     numa_affinity.NAME: numa_affinity.find,
+    device_files.NAME: device_files.find,
     site.NAME: site.find,
 }
 
