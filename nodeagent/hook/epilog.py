@@ -5,10 +5,11 @@ import time
 
 from nodeagent.errors import NodeAgentError, NoHookConf
 from nodeagent.hook import isolation
-from nodeagent.hook.cleanup import Left, Mark, end_processes
+from nodeagent.hook.cleanup import Left, end_processes
 from nodeagent.hook.node import last_word
 from nodeagent.lock.cleaning import open_attendant, wake
 from nodeagent.lock.flock import FLOCK_TIMEOUT
+from nodeagent.lock.mark import Mark
 from nodeagent.lock.store import Store
 from nodeagent.lock.unit import device
 from nodeagent.state import events

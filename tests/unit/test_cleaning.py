@@ -13,6 +13,7 @@ from nodeagent.errors import UnitsUnavailable
 from nodeagent.hook import cleanup, epilog, prolog
 from nodeagent.hook.node import Node
 from nodeagent.lock.cleaning import heard, listen, open_attendant
+from nodeagent.lock.mark import Mark
 from nodeagent.lock.occupancy import with_slots
 from nodeagent.lock.reconcile import gone
 from nodeagent.lock.record import CLEANING, Owner
@@ -235,8 +236,8 @@ def test_the_sensor_counts_what_is_about_to_be_free_as_free(laid_out: LaidOutNod
 # -- whose process it is ----------------------------------------------------------------------------------------------
 
 
-def mark(scheduler: str = "slurm", uid: int = os.getuid(), **fields: str) -> cleanup.Mark:
-    return cleanup.Mark(Owner(scheduler, job=JOB, grant="g", uid=str(uid), **fields), str(os.getuid()))  # type: ignore[arg-type]
+def mark(scheduler: str = "slurm", uid: int = os.getuid(), **fields: str) -> Mark:
+    return Mark(Owner(scheduler, job=JOB, grant="g", uid=str(uid), **fields), str(os.getuid()))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -312,7 +313,7 @@ def test_a_process_that_does_not_die_is_told_by_the_deadline_and_others_are_name
 
 
 @pytest.mark.parametrize("owner", [mark(uid=0), mark("local", uid=1000), mark("cleaning", uid=1000)])
-def test_roots_jobs_and_those_of_no_scheduler_have_nothing_ended(proc: Proc, owner: cleanup.Mark) -> None:
+def test_roots_jobs_and_those_of_no_scheduler_have_nothing_ended(proc: Proc, owner: Mark) -> None:
     proc.add(1, "nvidia0", environ="SLURM_JOB_ID=7\0")
     left = cleanup.end_processes(proc.root, owner, [NULL], cleanup.time.monotonic() + 5)
     assert (left.stuck, left.ended) == ([], 0)
