@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from nodeagent.agent.actions import retirement
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.gpu.facts import GpuFacts, NodeFacts, XidEvent
+from nodeagent.gpu.plain import to_plain
+from nodeagent.health import sxid
 from nodeagent.health.finding import Finding, Severity
 from nodeagent.health.memory import Memory, UnitMemory
 from nodeagent.health.verdict import UnitVerdict, Verdict
@@ -82,7 +83,8 @@ class Chronicle:
         for event in facts.xids:
             first.setdefault((event.kind, event.uuid, event.xid), event)
         for key, event in first.items():
-            about = look_up(event.xid, {}).name if event.kind == "xid" else "NVSwitch"
+            known = look_up(event.xid, {}) if event.kind == "xid" else sxid.look_up(event.xid, event.text)
+            about = known.name if event.kind == "xid" else f"NVSwitch: {known.name}"
             evidence = f"{event.kind.upper()} {event.xid}: {about}" + (f": {event.text}" if event.text else "")
             unit = self._units.get(event.uuid)
             self.record(
@@ -127,7 +129,7 @@ class Chronicle:
                     unit.serial,
                     before,
                     unit.state,
-                    facts=plain_facts(gpu) if gpu is not None else {},
+                    facts=to_plain(gpu) if gpu is not None else {},
                     again=not self._begun or not before,
                     **_judgement(unit.reasons),
                 )
@@ -157,13 +159,8 @@ class Chronicle:
         return self._clock.wall() - (self._clock.monotonic() - monotonic)
 
 
-def plain_facts(gpu: GpuFacts) -> dict[str, Any]:
-    """Return the facts of a GPU as JSON has them, without those that have no value."""
-    return {name: value for name, value in asdict(gpu).items() if value not in (None, "", (), {})}
-
-
 def _of_driver(facts: NodeFacts) -> dict[str, Any]:
-    names = ("driver", "kernel_driver", "nvml_error", "nvml_error_text", "hung", "crashed", "pci_gpus")
+    names = ("driver", "kernel_driver", "nvml_error", "nvml_error_text", "hung", "crashed", "pci")
     values = {name: getattr(facts, name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
 

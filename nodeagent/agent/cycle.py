@@ -17,16 +17,16 @@ from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.journal import Log
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
+from nodeagent.agent.surroundings import Surroundings
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import CommandFailed, NodeAgentError, StateGone
-from nodeagent.external.schedule import SiteChecks
 from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, explains, from_plain, to_plain
+from nodeagent.health.scene import is_grave
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
-from nodeagent.health.xid import latches, look_up
 from nodeagent.history.entry import BY_HAND, History, NoHistory
 from nodeagent.report import published
 from nodeagent.scheduler.port import Scheduler
@@ -88,7 +88,7 @@ class Cycle:
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
-        self._site = SiteChecks(ports.clock)
+        self._surroundings = Surroundings(config, ports.actions.store, ports.clock)
         self.clean_at = inf
         """When `clean` wants to be called again, by the clock's monotonic seconds."""
 
@@ -122,7 +122,7 @@ class Cycle:
     def end(self) -> None:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
-        self._site.close()
+        self._surroundings.close()
         self.ports.source.close()
         self.chronicle.close()
 
@@ -145,7 +145,7 @@ class Cycle:
         Most lines of a kernel log are none, and those that programs cause must not set the agent's pace.
         """
         self._xids += self.ports.source.take_xids()
-        return any(latches(look_up(event.xid, self.config.health.xid_actions)) for event in self._xids)
+        return any(is_grave(event, self.config.health) for event in self._xids)
 
     def successor(self, config: Config, ports: Ports) -> Cycle:
         """Return the cycle that goes on with another configuration and all that this one remembers."""
@@ -158,7 +158,7 @@ class Cycle:
         new._decider = self._decider.successor(config, ports.actions)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
-        new._site = self._site
+        new._surroundings = self._surroundings.successor(config, ports.actions.store, ports.clock)
         return new
 
     def run(self) -> Snapshot:
@@ -170,8 +170,8 @@ class Cycle:
         self._attempt("take_events", self._take_events)
         facts = self.ports.source.sample()
         self.witnessed()
-        site = self._site.step(self.config.checks, self._is_busy)
-        facts = replace(facts, xids=tuple(self._xids), site=site, kernel_sequence=self.ports.source.kernel_sequence)
+        facts = replace(facts, xids=tuple(self._xids), kernel_sequence=self.ports.source.kernel_sequence)
+        facts = self._surroundings.complete(facts)
         self._xids = []
         before = self.memory
         verdict, self.memory = judge(before, facts, self.config.health)
@@ -200,7 +200,10 @@ class Cycle:
             drain_reason=record.reason if record is not None else "",
             slots=slots_by_gpu(verdict, self._instances, self.config.sharing),
             counters=self._counts.frozen(
-                events.dropped(self.ports.state), self._decider.counts, self.ports.source, self._site.counts
+                events.dropped(self.ports.state),
+                self._decider.counts,
+                self.ports.source,
+                self._surroundings.site.counts,
             ),
             history=self.chronicle.keeping(),
             cycle_seconds=clock.monotonic() - started,
@@ -232,7 +235,7 @@ class Cycle:
             self._counts.hook_events[event.kind] += 1
             if event.kind == RESTORED_BY_HAND:
                 self.memory = clear(self.memory, event.fields.get("units", ""))
-                self._site.again()
+                self._surroundings.site.again()
             if event.kind == BY_HAND:
                 self.chronicle.by_hand(event)
                 continue
@@ -240,9 +243,6 @@ class Cycle:
                 self._reconciler.hint()
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
             say("hook", kind=event.kind, **event.fields)
-
-    def _is_busy(self) -> bool:
-        return bool(self.ports.actions.store.owners())
 
     def _tell_hooks(self, verdict: Verdict, facts: NodeFacts) -> None:
         if self._binds[0] != facts.driver:

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         compiler = HookConfCompiler(again, state, log)
         new = old.successor(again.config, ports(again.config, compiler))
         compiler()  # last: hooks and agent change together or not at all
-        source.timeout = again.config.probe_timeout
+        source.configure(again.config)
         history.max_age, history.max_size = again.config.history.max_age, again.config.history.max_size
         return new
 

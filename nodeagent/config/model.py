@@ -9,7 +9,17 @@ from pathlib import Path
 from nodeagent.config import values
 from nodeagent.config.declare import section, setting
 from nodeagent.config.site_checks import SiteCheck, site_checks
-from nodeagent.config.thresholds import Expect, MemoryErrors, Nvlink, Pcie, Stuck, Sustained, Temperature
+from nodeagent.config.thresholds import (
+    Expect,
+    Infiniband,
+    MemoryErrors,
+    Nvlink,
+    Pcie,
+    Rogue,
+    Stuck,
+    Sustained,
+    Temperature,
+)
 from nodeagent.state.hook_conf import DEFAULT_STATE_DIR
 
 
@@ -107,13 +117,17 @@ class Health:
     rest. `dwell` is for how many seconds it must have stood besides. `recover` is how many clean cycles in a row bring
     a unit back, `recover_after` for how many seconds it must have been clean besides, by check. Within `settle` seconds
     of the boot nothing counts but events: drivers and links are still coming up. `xid_actions` overrides the table, XID
-    -> recovery action.
+    -> recovery action. `services` are systemd's units that ought to run where they are enabled, `state_space` the bytes
+    that are to be left in the state directory.
     """
 
     expected_gpus: int = setting(-1, values.count)
     default_strikes: int = setting(1, values.positive_count)
     strikes: Mapping[str, int | values.Within] = setting(
-        {"driver-init": 3, "driver-unresponsive": 2, "probe-crashed": 2},
+        {
+            **{"kernel-module": 3, "driver-init": 3, "driver-unresponsive": 2, "probe-crashed": 2},
+            **{"rogue-process": 2, "services": 2},
+        },
         values.mapping(values.name, values.strikes),
     )
     dwell: Mapping[str, float] = setting({}, values.mapping(values.name, values.duration))
@@ -129,6 +143,10 @@ class Health:
     nvlink: Nvlink = section(Nvlink)
     stuck: Stuck = section(Stuck)
     expect: Expect = section(Expect)
+    infiniband: Infiniband = section(Infiniband)
+    rogue: Rogue = section(Rogue)
+    services: tuple[str, ...] = setting(("nvidia-fabricmanager", "nvidia-persistenced"), values.names)
+    state_space: int = setting(16 << 20, values.size)
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,32 @@ class MemoryErrors:
     """What a GPU's memory may do before somebody looks at it.
 
     `corrected_per_hour` and `corrected_total` (in the board's life) count corrected ECC errors: other sites' checks let
-    10 to 50 million pass. `retired_pages`: at 60 NVIDIA takes a board back (DCGM_LIMIT_MAX_RETIRED_PAGES).
+    10 to 50 million pass. `uncorrected_total` (0: not checked) counts those that were not. `retired_pages`: at 60
+    NVIDIA takes a board back (DCGM_LIMIT_MAX_RETIRED_PAGES).
     """
 
     corrected_per_hour: float = setting(10_000_000.0, values.number)
     corrected_total: int = setting(50_000_000, values.count)
+    uncorrected_total: int = setting(0, values.count)
     retired_pages: int = setting(60, values.positive_count)
+
+
+@dataclass(frozen=True)
+class Infiniband:
+    """How many active ports of which rate (Gbit/s) the node is to have, 0: not checked; what is no fault yet.
+
+    A port may be `down` for so many seconds of ten minutes, and lose its link so often (gpud: 4 minutes, 3 times).
+    """
+
+    ports: int = setting(0, values.count)
+    rate: float = setting(0.0, values.number)
+    down: float = setting(240.0, values.positive_duration)
+    flaps_per_hour: float = setting(2.0, values.number)
+
+
+@dataclass(frozen=True)
+class Rogue:
+    """Who may use a GPU without a grant: uids below `from_uid` (login.defs: UID_MIN), and these `users`."""
+
+    from_uid: int = setting(1000, values.count)
+    users: tuple[str, ...] = setting((), values.texts)

@@ -46,6 +46,13 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(text(item) for item in value)
 
 
+def names(value: Any) -> tuple[str, ...]:
+    """A list of names."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("wants a list of names")
+    return tuple(name(item) for item in value)
+
+
 def absolute_path(value: Any) -> str:
     """An absolute path without `..`, normalised."""
     path = text(value)

@@ -1,4 +1,4 @@
-"""Whether the GPUs' device files are there: /dev/nvidiaN beside /dev/nvidiactl. Opens none of them."""
+"""The GPUs' device files: /dev/nvidiaN and /dev/nvidiactl as they are. Opens none of them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import stat
 from dataclasses import replace
 
 from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.host import DeviceFile
 
 
 def with_device_files(facts: NodeFacts, dev: str) -> NodeFacts:
-    """Return the facts with `device_file` of each GPU, as it is now below `dev`."""
-    control = _kind(f"{dev}/nvidiactl")
-    if not control:
-        return facts  # nobody keeps the driver's files here, so none is missing
-    gpus = (
-        gpu if gpu.minor is None else replace(gpu, device_file=_kind(f"{dev}/nvidia{gpu.minor}") == control)
-        for gpu in facts.gpus
-    )
-    return replace(facts, gpus=tuple(gpus))
+    """Return the facts with each GPU's device file, and /dev/nvidiactl, as they are now below `dev`."""
+    gpus = (gpu if gpu.minor is None else replace(gpu, device=look(f"{dev}/nvidia{gpu.minor}")) for gpu in facts.gpus)
+    return replace(facts, gpus=tuple(gpus), control=look(f"{dev}/nvidiactl"))
 
 
-def _kind(path: str) -> int:
-    """The type of a file, links followed; 0 if there is none."""
+def look(path: str) -> DeviceFile:
+    """Return what a file is, links followed; one without a kind where there is none."""
     try:
-        return stat.S_IFMT(os.stat(path).st_mode)
+        found = os.stat(path)
     except OSError:
-        return 0
+        return DeviceFile()
+    kind = "c" if stat.S_ISCHR(found.st_mode) else "-" if stat.S_ISREG(found.st_mode) else "?"
+    number = found.st_rdev
+    return DeviceFile(kind, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, os.major(number), os.minor(number))

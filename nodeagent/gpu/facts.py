@@ -6,13 +6,23 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nodeagent.gpu.host import DeviceFile, DeviceRule, Holder, Port, Service, Space
+
 
 @dataclass(frozen=True)
 class Process:
-    """A process that has a context on a GPU. `memory` in bytes."""
+    """A process that has a context on a GPU. `memory` in bytes.
+
+    Who it is says the kernel (job/attribution.py): `uid` and `user` it runs as, its `command`, and the `job` whose mark
+    it bears, as locks write it (`slurm 17`). None and empty where that is not known.
+    """
 
     pid: int
     memory: int | None = None
+    uid: int | None = None
+    user: str = ""
+    command: str = ""
+    job: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,9 @@ class GpuFacts:
     where nothing else could be read, `uuid` empty if it was never known. `links` maps the bus id of another GPU to the
     quality of the connection (see topology.py).
 
-    ECC counts are the volatile ones (since the driver was loaded), `ecc_corrected_total` is of the board's life.
+    `slot` is the name of its slot on the chassis, where the firmware has one. ECC counts are the volatile ones (since
+    the driver was loaded), those named `_total` are of the board's life. `reset_status` and `drain_and_reset_status`
+    are not 0 while the driver wants a reset (field values 226, 227).
     `sram_threshold_exceeded` is NVIDIA's own limit for errors in caches. `power_limit` is the one enforced.
     Thresholds are NVML's (slowdown, shutdown, the memory's maximum); `temperature_margin` is what is left to the
     slowdown. `remapped_*` count rows, `remap_banks_exhausted` banks of memory without a spare row, `retired_pages`
@@ -51,7 +63,7 @@ class GpuFacts:
     `fabric_state` is NVML's (3: completed), `fabric_status` its return code. `performance_state` 0 is P0, the
     fastest. `processes_known` says that NVML gave a list of processes, be it empty. `failed_calls` counts the calls
     of this sweep to which NVML gave a code that explains nothing (999 and its like): each of them is no value.
-    `device_file` says that /dev/nvidiaN exists and is of the same type as /dev/nvidiactl, None where that is missing.
+    `device` is /dev/nvidiaN. `holders` are those who hold it, or a part of it, by a lock.
     """
 
     uuid: str
@@ -61,6 +73,7 @@ class GpuFacts:
     name: str = ""
     serial: str = ""
     vbios: str = ""
+    slot: str = ""
     numa_node: int | None = None
     error: int | None = None
     error_text: str = ""
@@ -84,10 +97,13 @@ class GpuFacts:
     pcie_width: int | None = None
     ecc_enabled: bool | None = None
     ecc_uncorrected: int | None = None
+    ecc_uncorrected_total: int | None = None
     ecc_corrected: int | None = None
     ecc_corrected_total: int | None = None
     sram_threshold_exceeded: bool | None = None
     recovery_action: int | None = None
+    reset_status: int | None = None
+    drain_and_reset_status: int | None = None
     slowdown_temperature: float | None = None
     shutdown_temperature: float | None = None
     memory_max_temperature: float | None = None
@@ -109,7 +125,8 @@ class GpuFacts:
     nvlink_recoveries: int | None = None
     fabric_state: int | None = None
     fabric_status: int | None = None
-    device_file: bool | None = None
+    device: DeviceFile | None = None
+    holders: tuple[Holder, ...] = ()
     mig_enabled: bool | None = None
     mig: tuple[MigInstance, ...] = ()
     processes: tuple[Process, ...] = ()
@@ -173,9 +190,14 @@ class NodeFacts:
     GPU was reached, or one whose UUID was never read: then `hung_index` tells), `crashed` by which signal the probe
     died (0: it ended by itself); `hung_uuid` and `hung_index` tell where. `gpus` then holds what had been read before.
     `driver` is what NVML says, `kernel_driver` the version of the kernel module that is loaded (empty: none).
-    `monotonic` is when the sweep ended, `boot_id` in which boot. `pci_gpus` counts NVIDIA's display and 3D controllers
-    on the bus, whatever the driver thinks of them. `site` is what the site's own checks said last.
+    `monotonic` is when the sweep ended, `boot_id` in which boot. `pci` are NVIDIA's display and 3D controllers on the
+    bus, whatever the driver thinks of them: bus id → the kernel driver that has it (empty: none), None if the bus was
+    not read. `site` is what the site's own checks said last.
     `kernel_sequence` is the number of the kernel's last log record that `xids` takes account of, None if not known.
+    `ports` are the node's InfiniBand ports, which are `ports_silent` when they cannot be read in time; `services` are
+    systemd's units of NVIDIA's, `space` what is left in the state directory. `control` is /dev/nvidiactl,
+    `device_rule` how the driver keeps its device files (None also where somebody else keeps them). `locked` says that a
+    lock has been seen on this node since the agent began, so that a process without one stands out.
     """
 
     boot_id: str
@@ -190,11 +212,18 @@ class NodeFacts:
     hung_index: int | None = None
     crashed: int | None = None
     duration: float = 0.0
-    pci_gpus: int | None = None
+    pci: dict[str, str] | None = None
     gpus: tuple[GpuFacts, ...] = ()
     xids: tuple[XidEvent, ...] = ()
     site: tuple[SiteResult, ...] = ()
     kernel_sequence: int | None = None
+    ports: tuple[Port, ...] = ()
+    ports_silent: bool = False
+    services: tuple[Service, ...] = ()
+    space: Space | None = None
+    control: DeviceFile | None = None
+    device_rule: DeviceRule | None = None
+    locked: bool = False
 
 
 @dataclass(frozen=True)

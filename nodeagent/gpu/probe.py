@@ -63,8 +63,6 @@ class ProbeProcess:
         """Probe processes that ended by themselves."""
         self.abandoned = 0
         """Probe processes that could not be killed and were left behind, since the start."""
-        self.timeout = config.probe_timeout
-        """Seconds for a sample; may be changed."""
         self._roots = config.roots
         self._env = env
         self._clock = clock or SystemClock()
@@ -75,6 +73,13 @@ class ProbeProcess:
         self._suspects: list[Spot] = []
         self._known: dict[int, tuple[str, str]] = {}
         self._xids = XidQueue(kernel_log or KernelLog(f"{config.roots.dev}/kmsg", clock=self._clock.monotonic))
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take another configuration into use, but for the roots."""
+        self.timeout = config.probe_timeout
+        """Seconds for a sample."""
+        self._confines_by_files = config.isolation == "device-files"
 
     @property
     def stuck(self) -> int:
@@ -107,6 +112,8 @@ class ProbeProcess:
             self._drop_worker(None)
         if why:
             facts = replace(facts, nvml_error_text=why)
+        if self._confines_by_files:  # then mode and owner of device files are ours to change
+            facts = replace(facts, device_rule=None)
         return self._where(with_device_files(facts, self._roots.dev), sweep, crashed)
 
     def take_xids(self) -> tuple[XidEvent, ...]:

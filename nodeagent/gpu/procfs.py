@@ -128,16 +128,17 @@ def mig_caps(proc: str, minor: int, gpu_instance: int, compute_instance: int) ->
     return found
 
 
-def count_pci_gpus(sys: str) -> int | None:
-    """Return how many NVIDIA GPUs are on the PCI bus, None if the bus cannot be read.
+def pci_gpus(sys: str) -> dict[str, str] | None:
+    """Return the NVIDIA GPUs on the PCI bus: bus id → the kernel driver that has it, empty for none.
 
-    Not counted, because they are none of this node's: virtual functions of a GPU that is split for virtual machines,
-    and GPUs handed to a virtual machine as a whole (driver vfio-pci).
+    None if the bus cannot be read. Left out, because they are none of this node's: virtual functions of a GPU that is
+    split for virtual machines, and GPUs handed to a virtual machine as a whole (driver vfio-pci).
     """
     home = f"{sys}/bus/pci/devices"
     if not os.path.isdir(home):
         return None
-    return sum(_is_gpu(f"{home}/{name}") for name in _names(home))
+    found = {name: _bound_driver(f"{home}/{name}") for name in _names(home) if _is_gpu(f"{home}/{name}")}
+    return {bus_id: driver for bus_id, driver in found.items() if driver != "vfio-pci"}
 
 
 def _is_gpu(device: str) -> bool:
@@ -145,12 +146,30 @@ def _is_gpu(device: str) -> bool:
         return False
     if not _read(f"{device}/class").strip().lower().startswith(GPU_CLASSES):
         return False
-    if os.path.lexists(f"{device}/physfn"):
-        return False
+    return not os.path.lexists(f"{device}/physfn")
+
+
+def _bound_driver(device: str) -> str:
     try:
-        return os.path.basename(os.readlink(f"{device}/driver")) != "vfio-pci"
+        return os.path.basename(os.readlink(f"{device}/driver"))
     except OSError:
-        return True
+        return ""
+
+
+def pci_slots(sys: str) -> dict[str, str]:
+    """Return the machine's slots, as far as its firmware names them: `0000:3b:00` → the name on the chassis."""
+    home = f"{sys}/bus/pci/slots"
+    return {_read(f"{home}/{name}/address").strip(): name for name in _names(home)}
+
+
+def device_rule(proc: str) -> dict[str, int] | None:
+    """Return how the driver keeps its device files, in the fields of host.DeviceRule; None where it does not say."""
+    pairs = (line.partition(":") for line in _read(f"{proc}/driver/nvidia/params").splitlines())
+    values = {key.strip(): int(value) for key, _, value in pairs if value.strip().isdigit()}
+    names = {"modify": "ModifyDeviceFiles", "mode": "DeviceFileMode", "uid": "DeviceFileUID", "gid": "DeviceFileGID"}
+    if not set(names.values()) <= set(values):
+        return None
+    return {field: values[name] for field, name in names.items()}
 
 
 def numa_node(sys: str, bus_id: str) -> int | None:

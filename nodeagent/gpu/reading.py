@@ -40,10 +40,17 @@ SM_CLOCK = 1
 """nvmlClockType_t."""
 
 FI_MEMORY_TEMPERATURE, FI_RECOVERY_ACTION = 82, 230
+FI_RESET_STATUS, FI_DRAIN_AND_RESET_STATUS = 226, 227
 FI_NVLINK_RECOVERIES = 59
 FI_NVLINK_COUNT, FI_NVLINK_ERRORS = 91, (38, 45, 52, FI_NVLINK_RECOVERIES)
 """NVML_FI_DEV_*: totals over a GPU's links of CRC errors in flits, in data, of replays, of recoveries."""
-FIELDS = (FI_MEMORY_TEMPERATURE, FI_RECOVERY_ACTION, FI_NVLINK_COUNT, *FI_NVLINK_ERRORS)
+FIELD_NAMES = {
+    FI_MEMORY_TEMPERATURE: "memory_temperature",
+    FI_RECOVERY_ACTION: "recovery_action",
+    FI_RESET_STATUS: "reset_status",
+    FI_DRAIN_AND_RESET_STATUS: "drain_and_reset_status",
+}
+FIELDS = (*FIELD_NAMES, FI_NVLINK_COUNT, *FI_NVLINK_ERRORS)
 
 CHANGING: tuple[tuple[str, str, tuple[int, ...], float], ...] = (
     ("temperature", "nvmlDeviceGetTemperature", (0,), 1.0),
@@ -59,6 +66,7 @@ CHANGING: tuple[tuple[str, str, tuple[int, ...], float], ...] = (
     ("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth", (), 1),
     ("pcie_replays", "nvmlDeviceGetPcieReplayCounter", (), 1),
     ("ecc_uncorrected", "nvmlDeviceGetTotalEccErrors", (1, 0), 1),
+    ("ecc_uncorrected_total", "nvmlDeviceGetTotalEccErrors", (1, 1), 1),
     ("ecc_corrected", "nvmlDeviceGetTotalEccErrors", (0, 0), 1),
     ("ecc_corrected_total", "nvmlDeviceGetTotalEccErrors", (0, 1), 1),
     ("compute_mode", "nvmlDeviceGetComputeMode", (), 1),
@@ -168,8 +176,8 @@ class Reading:
                 raise
             self.record.update(error=fault.code, error_text=fault.text)
             fields = {}
-        self._set("memory_temperature", fields.get(FI_MEMORY_TEMPERATURE))
-        self._set("recovery_action", fields.get(FI_RECOVERY_ACTION))
+        for field, name in FIELD_NAMES.items():
+            self._set(name, fields.get(field))
         return fields
 
     def _load(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process
+from nodeagent.gpu.host import DeviceRule, Port
 from nodeagent.gpu.topology import NvLink, Place, link_qualities
 
 _GPU_FIELDS = frozenset(field.name for field in fields(GpuFacts))
@@ -36,7 +37,7 @@ class Sweep:
         """Take up one message; those that are no part of a sweep are passed over."""
         self.heard = True
         if "host" in message:
-            self._host = message["host"]
+            self._host = _decode_host(message["host"])
         elif "node" in message:
             self._node = message["node"]
         elif "begin" in message:
@@ -68,6 +69,18 @@ class Sweep:
         return NodeFacts(
             boot_id=boot_id, monotonic=monotonic, duration=duration, gpus=gpus, **{**self._host, **self._node}
         )
+
+
+def _decode_host(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of NodeFacts in the host's record."""
+    rule = record.get("device_rule")
+    return {
+        **record,
+        "ports": tuple(Port(**port) for port in record.get("ports", ())),
+        "device_rule": None
+        if rule is None
+        else DeviceRule(bool(rule["modify"]), rule["mode"], rule["uid"], rule["gid"]),
+    }
 
 
 def decode_gpu(record: Mapping[str, Any]) -> GpuFacts:

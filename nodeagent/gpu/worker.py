@@ -34,7 +34,7 @@ import sys
 import threading
 import time
 
-from nodeagent.gpu import procfs
+from nodeagent.gpu import infiniband, procfs
 from nodeagent.gpu.nvml import GpuFault, Library, LibraryFault, NvmlFault, XidWatch
 from nodeagent.gpu.reading import Reading
 from nodeagent.gpu.tending import attend
@@ -48,6 +48,8 @@ PR_SET_NAME = 15
 SIGKILL = 9
 MUTE = 9
 """Failed calls for each one answered, from which on a GPU counts as one that cannot be read."""
+PORTS_PATIENCE = 0.2
+"""Seconds for which a sweep waits for the InfiniBand ports, which answer within a millisecond when they are well."""
 WAIT_MS = 1000
 """How long the event thread waits in NVML at a time: the most that a release waits for it."""
 
@@ -123,6 +125,8 @@ class Sweeper:
         self._sys = sys_root
         self._library = Library()
         self._events = Events(self._library, output)
+        self._ports = infiniband.Watch(sys_root)
+        self._slots = procfs.pci_slots(sys_root)
         self._places: dict[int, str] = {}
         """Index -> bus id, as the last sweep found them."""
         self._uuids: dict[str, str] = {}
@@ -144,8 +148,10 @@ class Sweeper:
         """Answer one request for a sample."""
         self._output.send(
             host={
-                "pci_gpus": procfs.count_pci_gpus(self._sys),
+                "pci": procfs.pci_gpus(self._sys),
                 "kernel_driver": procfs.driver_version(self._proc, self._sys),
+                "device_rule": procfs.device_rule(self._proc),
+                **self._ports.read(PORTS_PATIENCE),
             }
         )
         for index, uuid, bus_id in request.get("known", ()):
@@ -268,8 +274,13 @@ class Sweeper:
             return bus_id
         links = {"nvlinks": reading.nvlinks, "ancestors": ancestors}
         numa_node = procfs.numa_node(self._sys, bus_id)
-        self._output.send(gpu={**reading.record, "index": index, "numa_node": numa_node, **links})
+        self._output.send(
+            gpu={**reading.record, "index": index, "numa_node": numa_node, "slot": self._slot(bus_id), **links}
+        )
         return bus_id
+
+    def _slot(self, bus_id: str) -> str:
+        return self._slots.get(bus_id.partition(".")[0], "")
 
     def _identity(self, bus_id: str) -> procfs.GpuIdentity:
         return procfs.gpu_identity(self._proc, bus_id) or procfs.GpuIdentity(bus_id)
@@ -303,6 +314,7 @@ class Sweeper:
         if reading is not None:
             record.update(reading.record)
         record.update(uuid=uuid, bus_id=bus_id, index=index, numa_node=procfs.numa_node(self._sys, bus_id))
+        record.update(slot=self._slot(bus_id))
         return {**record, "error": fault.code, "error_text": fault.text}
 
 

@@ -16,10 +16,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Latch:
-    """A grave XID that nothing has cleared yet.
+    """A grave XID that nothing has cleared yet; at the node, one of an NVSwitch.
 
     `energy` is the GPU's energy counter (joules) as last read since the XID, None if it was never read; `boot_id` is
-    the boot in which the XID came; `where` names the MIG instance, if the XID did. `times` is how often it came.
+    the boot in which the XID came; `where` names the MIG instance, if the XID did, or the switch. `times` is how often
+    it came. `waiting` are, for a switch's, the GPUs that have not been initialised anew since.
     """
 
     xid: int
@@ -28,6 +29,7 @@ class Latch:
     energy: float | None = None
     where: str = ""
     times: int = 1
+    waiting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,9 @@ def _plain_finding(finding: Finding) -> dict[str, Any]:
 def _unit(plain: Mapping[str, Any]) -> UnitMemory:
     values = dict(plain)
     values["ecc"] = None if plain["ecc"] is None else EccWatch(**plain["ecc"])
-    values["latches"] = tuple(Latch(**latch) for latch in plain["latches"])
+    values["latches"] = tuple(
+        Latch(**{**latch, "waiting": tuple(latch.get("waiting", ()))}) for latch in plain["latches"]
+    )
     values["strikes"] = {str(check): int(count) for check, count in plain["strikes"].items()}
     values["windows"] = window.from_plain(plain.get("windows", {}))  # the first releases kept none
     values["rows"] = {str(check): float(since) for check, since in plain.get("rows", {}).items()}

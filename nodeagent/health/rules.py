@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from nodeagent.config.model import Health
 from nodeagent.config.values import Within
-from nodeagent.health.checks import xid
+from nodeagent.health.checks import sxid, xid
 from nodeagent.health.memory import UnitMemory
 
-AT_ONCE = (xid.NAME,)
+AT_ONCE = (xid.NAME, sxid.NAME)
 """Checks that report events: one is enough, whatever the settings say."""
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from nodeagent.config.model import Health
 from nodeagent.gpu.facts import GpuFacts, NodeFacts, XidEvent
-from nodeagent.health import xid
+from nodeagent.health import sxid, xid
 from nodeagent.health.ecc import watch
-from nodeagent.health.memory import Latch, Memory, UnitMemory
+from nodeagent.health.memory import NODE, Latch, Memory, UnitMemory
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Scene:
     `units` are all GPUs known in this boot with their memory brought up to date. `read` are those that this sweep
     reached (some of them with an error of their own). `nameless` GPUs were listed but have never told their UUID.
     `stopped` is the unit at which the probe hung or crashed, empty if at none that is known. `absent` are known units
-    that a complete sweep did not list.
+    that a complete sweep did not list. `node` is the memory of the node as a whole, brought up to date likewise.
     """
 
     facts: NodeFacts
@@ -28,11 +28,18 @@ class Scene:
     nameless: tuple[GpuFacts, ...] = ()
     stopped: str = ""
     absent: frozenset[str] = frozenset()
+    node: UnitMemory = NODE
 
     @property
     def complete(self) -> bool:
         """Whether the sweep reached its end, so that what is missing in it is missing."""
         return is_complete(self.facts)
+
+    @property
+    def module_missing(self) -> bool:
+        """Whether NVML does not start, there are GPUs on the bus, and no kernel module that drives them."""
+        facts = self.facts
+        return facts.nvml_error is not None and bool(facts.pci) and not facts.kernel_driver
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -45,7 +52,7 @@ class Scene:
             return True
         if settings.expected_gpus > 0 or self.units or self.facts.gpus:
             return False
-        return self.facts.pci_gpus == 0 or (self.facts.pci_gpus is None and self.complete)
+        return self.facts.pci == {} or (self.facts.pci is None and self.complete)
 
     def unit_of(self, event: XidEvent) -> str:
         """Return the unit that an XID belongs to, empty if it is none that is known."""
@@ -55,6 +62,13 @@ class Scene:
 def is_complete(facts: NodeFacts) -> bool:
     """Say whether the sweep reached its end."""
     return facts.nvml_error is None and facts.crashed is None and not facts.hung
+
+
+def is_grave(event: XidEvent, settings: Health) -> bool:
+    """Say whether an XID, or a switch's, condemns something by itself."""
+    if event.kind == "sxid":
+        return sxid.look_up(event.xid, event.text).reach is sxid.Reach.FABRIC
+    return xid.latches(xid.look_up(event.xid, settings.xid_actions))
 
 
 def observe(memory: Memory, facts: NodeFacts, settings: Health) -> Scene:
@@ -78,7 +92,8 @@ def observe(memory: Memory, facts: NodeFacts, settings: Health) -> Scene:
     absent = frozenset(uuid for uuid in units if complete and uuid not in read)
     if complete:
         units = {uuid: replace(unit, absent=uuid in absent) for uuid, unit in units.items()}
-    return Scene(facts, units, read, tuple(nameless), stopped, absent)
+    node = _latch_switches(memory, units, facts, settings)
+    return Scene(facts, units, read, tuple(nameless), stopped, absent, node)
 
 
 def _by_bus_id(units: Mapping[str, UnitMemory], bus_id: str) -> str:
@@ -98,7 +113,7 @@ def _seen(unit: UnitMemory, gpu: GpuFacts, facts: NodeFacts, settings: Health) -
     """The unit after it was listed; values that are not known now keep their last ones."""
     restarted = initialised_anew(unit, gpu)
     energy = unit.energy if gpu.energy is None else gpu.energy
-    latches = tuple(replace(latch, energy=energy) for latch in unit.latches if not _cleared(latch, gpu.energy))
+    latches = tuple(replace(latch, energy=energy) for latch in unit.latches if not _fell(latch.energy, gpu.energy))
     return replace(
         unit,
         index=unit.index if gpu.index is None else gpu.index,
@@ -116,12 +131,12 @@ def _seen(unit: UnitMemory, gpu: GpuFacts, facts: NodeFacts, settings: Health) -
 
 def initialised_anew(unit: UnitMemory, gpu: GpuFacts) -> bool:
     """Say whether the energy counter began again since the last reading: a reset, or the driver was loaded anew."""
-    return gpu.energy is not None and unit.energy is not None and gpu.energy < unit.energy
+    return _fell(unit.energy, gpu.energy)
 
 
-def _cleared(latch: Latch, energy: float | None) -> bool:
-    """Whether the energy counter, which counts since the driver was last loaded (nvml.h), began again after the XID."""
-    return energy is not None and latch.energy is not None and energy < latch.energy
+def _fell(before: float | None, now: float | None) -> bool:
+    """Whether the energy counter, which counts since the driver was last loaded (nvml.h), began again."""
+    return before is not None and now is not None and now < before
 
 
 def _fresh(facts: NodeFacts, before: Mapping[str, UnitMemory], units: Mapping[str, UnitMemory]) -> list[XidEvent]:
@@ -130,8 +145,7 @@ def _fresh(facts: NodeFacts, before: Mapping[str, UnitMemory], units: Mapping[st
     def is_over(event: XidEvent) -> bool:
         uuid = event.uuid or _by_bus_id(units, event.bus_id)
         then = before[uuid].energy if uuid in before else None
-        now = units[uuid].energy if uuid in units else None
-        return event.late and then is not None and now is not None and now < then
+        return event.late and _fell(then, units[uuid].energy if uuid in units else None)
 
     return [event for event in facts.xids if not is_over(event)]
 
@@ -140,13 +154,35 @@ def _latch(units: dict[str, UnitMemory], events: Sequence[XidEvent], facts: Node
     """Remember the grave XIDs of this cycle at their units; the latest of a number replaces the one before."""
     for event in events:
         uuid = event.uuid or _by_bus_id(units, event.bus_id)
-        if event.kind != "xid" or not uuid or not xid.latches(xid.look_up(event.xid, settings.xid_actions)):
+        if event.kind != "xid" or not uuid or not is_grave(event, settings):
             continue
         unit = units.get(uuid, UnitMemory(uuid, bus_id=event.bus_id))
         times = 1 + sum(old.times for old in unit.latches if old.xid == event.xid)
         latch = Latch(event.xid, event.monotonic, facts.boot_id, unit.energy, instance(event), times)
         others = tuple(old for old in unit.latches if old.xid != event.xid)
         units[uuid] = replace(unit, latches=(*others, latch))
+
+
+def _latch_switches(memory: Memory, units: Mapping[str, UnitMemory], facts: NodeFacts, settings: Health) -> UnitMemory:
+    """The node's memory with its switches' grave faults; one is over when no GPU is left that it still waits for."""
+    anew = {
+        uuid
+        for uuid, unit in units.items()
+        if unit.energy is not None and uuid in memory.units and _fell(memory.units[uuid].energy, unit.energy)
+    }
+    latches = []
+    for old in memory.node.latches:
+        waiting = tuple(uuid for uuid in old.waiting if uuid not in anew)
+        if waiting:
+            latches.append(replace(old, waiting=waiting))
+    for event in facts.xids:
+        if event.kind == "sxid" and is_grave(event, settings):
+            same = [one for one in latches if (one.xid, one.where) == (event.xid, event.bus_id)]
+            times = 1 + sum(one.times for one in same)
+            latches = [one for one in latches if one not in same]
+            waiting = tuple(units) or ("",)  # before any GPU was read, only another boot ends it
+            latches.append(Latch(event.xid, event.monotonic, facts.boot_id, None, event.bus_id, times, waiting))
+    return replace(memory.node, latches=tuple(latches))
 
 
 def instance(event: XidEvent) -> str:

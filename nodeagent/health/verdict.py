@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nodeagent.config.model import Health
 from nodeagent.gpu.facts import NodeFacts
-from nodeagent.health.checks import CHECKS, SERIES, site
+from nodeagent.health.checks import CHECKS, NODE_SERIES, SERIES, site
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.scene import Scene, observe
@@ -71,12 +71,12 @@ def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, 
     """
     if memory.boot_id and facts.boot_id and memory.boot_id != facts.boot_id:
         memory = Memory()
-    scene = follow(observe(memory, facts, settings), memory, settings, SERIES)
+    scene = follow(observe(memory, facts, settings), memory, settings, SERIES, NODE_SERIES)
     findings = [finding for find in CHECKS.values() for finding in find(scene, settings)]
     now = facts.monotonic
     whole = scene.complete or scene.without_gpus(settings)
     unasked = site.unasked(scene)
-    node = weigh(memory.node, _about("", findings), whole, now, settings, unasked)
+    node = weigh(scene.node, _about("", findings), whole, now, settings, unasked)
     units = {
         uuid: weigh(unit, _about(uuid, findings), _judged(scene, uuid), now, settings, unasked)
         for uuid, unit in scene.units.items()

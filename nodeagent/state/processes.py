@@ -146,6 +146,11 @@ def owner_uid(proc: str, pid: int) -> int:
         return -1
 
 
+def name_of(proc: str, pid: int) -> str:
+    """Return the name of a process's program (15 characters of it); empty if it is gone."""
+    return _name_and_parent(proc, pid)[0]
+
+
 def parent(proc: str, pid: int) -> int:
     """Return the process that started it, or has adopted it; 0 if it is gone, or has none."""
     return _name_and_parent(proc, pid)[1]

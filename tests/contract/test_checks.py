@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.config.model import Config, Health, Roots
-from nodeagent.config.thresholds import Expect
+from nodeagent.config.thresholds import Expect, MemoryErrors
 from nodeagent.gpu.probe import ProbeProcess
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import Memory, Verdict, judge
@@ -69,6 +69,19 @@ def numa(scenario: Scenario, text: str) -> None:
 def device_file(scenario: Scenario) -> Path:
     """Return the sick GPU's device file."""
     return scenario.path.parent / "roots" / "dev" / f"nvidia{scenario.get(SICK, 'minor')}"
+
+
+def closed(scenario: Scenario) -> Path:
+    """Let nobody but root open the sick GPU's device file."""
+    device_file(scenario).chmod(0o600)
+    return device_file(scenario)
+
+
+def swapped(scenario: Scenario) -> None:
+    """Put another GPU's device file in the place of the sick one's."""
+    path = device_file(scenario)
+    path.rename(path.with_name("gone"))
+    path.symlink_to("nvidia0")
 
 
 WISH = Health(expect=Expect(persistence="on", compute_mode="default", ecc="on", mig="off"))
@@ -168,6 +181,33 @@ CASES = {
             device_file(scenario).rmdir(),
             device_file(scenario).with_name("gone").rename(device_file(scenario)),
         ],
+    ),
+    "device file is closed": Case(
+        *("device-files", WARNING, NONE, closed),
+        lambda scenario: device_file(scenario).chmod(0o666),
+    ),
+    "device file of another GPU": Case(
+        *("device-files", WARNING, NONE, swapped),
+        lambda scenario: device_file(scenario).with_name("gone").rename(device_file(scenario)),
+    ),
+    "uncorrected errors in a life": Case(
+        *("ecc-uncorrected", WARNING, INSPECT, values(ecc_uncorrected_aggregate=11)),
+        values(ecc_uncorrected_aggregate=10),
+        settings=Health(memory_errors=MemoryErrors(uncorrected_total=10)),
+    ),
+    "reset status": Case(*("reset-required", ERROR, RESET, values(reset_status=1)), values(reset_status=0)),
+    "drain and reset status": Case(
+        *("reset-required", ERROR, RESET, values(drain_and_reset_status=1)), values(drain_and_reset_status=0)
+    ),
+    "recovery action": Case("reset-required", ERROR, RESET, lambda scenario: scenario.recover(SICK, 1)),
+    "reset required": Case(
+        *("reset-required", ERROR, RESET, lambda scenario: scenario.require_reset(SICK)),
+        lambda scenario: scenario.heal(),
+    ),
+    "lost": Case("gpu-lost", ERROR, REBOOT, lambda scenario: scenario.lose(SICK)),
+    "uncorrected errors": Case(
+        *("ecc-uncorrected", ERROR, RESET, lambda scenario: scenario.ecc(SICK, uncorrected=1)),
+        lambda scenario: scenario.reinitialise(SICK),
     ),
     "caches": Case("sram-errors", ERROR, INSPECT, values(sram_threshold=1)),
 }

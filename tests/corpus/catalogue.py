@@ -7,6 +7,7 @@ from typing import Any
 
 from nodeagent.config.thresholds import Expect
 from nodeagent.gpu.facts import Process
+from nodeagent.gpu.host import DeviceFile
 from nodeagent.health.checks import (
     device_files,
     driver_version,
@@ -162,7 +163,11 @@ def _senseless() -> Iterator[Fault]:
     slow = _working(utilization=0.95, sm_clock=210e6, slowdown_reasons=0, processes=(Process(1, 0),), memory_used=0)
     yield _warns("a low clock under load", name, slow, lasts=LASTING)
     yield _warns("a NUMA node that nobody knows", numa_affinity.NAME, _held(numa_node=None))
-    yield _warns("a device file that is missing", device_files.NAME, _held(device_file=False))
+    name = device_files.NAME
+    yield _warns("a device file that is missing", name, _held(device=DeviceFile()))
+    yield _warns("a device file that is a file", name, _held(device=DeviceFile("-", 0o644)))
+    yield _warns("a device file of another GPU", name, _held(device=DeviceFile("c", 0o666, 0, 0, 195, SLOT + 1)))
+    yield _warns("a device file that is closed", name, _held(device=DeviceFile("c", 0o600, 0, 0, 195, SLOT)))
 
 
 CATALOGUE: tuple[Fault, ...] = (*_memory(), *_board(), *_links(), *_wishes(), *_senseless())

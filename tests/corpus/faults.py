@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from nodeagent.gpu.facts import ENDED, HUNG, SiteResult
+from nodeagent.config.thresholds import Infiniband
+from nodeagent.gpu.facts import ENDED, HUNG, Process, SiteResult
+from nodeagent.gpu.host import Port, Service, Space
 from nodeagent.health.checks import (
     driver_init,
     driver_unresponsive,
     ecc_uncorrected,
     gpu_count,
     gpu_lost,
+    infiniband,
+    kernel_module,
     probe_crashed,
     reset_required,
+    rogue_process,
+    services,
     site,
+    state_space,
+    sxid,
     xid,
 )
 from nodeagent.health.xid import TABLE, latches
@@ -49,6 +58,8 @@ def _gpu_lost() -> Iterator[Fault]:
 def _reset_required() -> Iterator[Fault]:
     name = reset_required.NAME
     yield Fault("reset required", name, lambda world, slot: world.source.require_reset(slot), _initialise)
+    yield Fault("reset status", name, _pinning(recovery_action=0, reset_status=1))
+    yield Fault("drain and reset status", name, _pinning(recovery_action=None, drain_and_reset_status=1))
     for value in reset_required.ACTIONS:
         yield Fault(f"recovery action {value}", name, _pinning(recovery_action=value))
     yield Fault(
@@ -100,6 +111,76 @@ def _driver() -> Iterator[Fault]:
     )
 
 
+def _around() -> Iterator[Fault]:
+    """What is wrong around the GPUs: module, services, ports, room, processes, switches."""
+
+    def of_node(**values: Any) -> Touch:
+        return lambda world, slot: world.source.node.update(values)
+
+    for driver in ("", "nouveau"):
+        yield _whole_node(
+            f"no kernel module ({driver or 'none'})", kernel_module.NAME,
+            lambda world, slot, driver=driver: world.lose_module(driver), clear=lambda world, slot: world.load_module(),
+        )  # fmt: skip
+    down = Service(services.FABRIC_MANAGER, "loaded", "failed", "exit-code", "enabled")
+    yield _whole_node(
+        "the fabric manager is down", services.NAME, lambda world, slot: world.tell_services(down),
+        clear=lambda world, slot: world.tell_services(), fits=lambda world: bool(world.source.gpus[0].fabric_state),
+    )  # fmt: skip
+    daemon = Service("nvidia-persistenced", "loaded", "failed", "signal", "enabled")
+    yield _whole_node(
+        "the persistence daemon is down", services.NAME, lambda world, slot: world.tell_services(daemon),
+        clear=lambda world, slot: world.tell_services(), state="DEGRADED", leads_to="",
+    )  # fmt: skip
+    yield from _ports()
+    for words, space, state in (("nearly full", Space(1 << 20), "DEGRADED"), ("full", Space(0), "FAILED")):
+        yield _whole_node(
+            f"the state directory is {words}", state_space.NAME, of_node(space=space),
+            clear=of_node(space=Space(1 << 30)), state=state, leads_to="",
+        )  # fmt: skip
+    stranger = Process(7777, 1 << 20, 1234, "mallory", "miner")
+    yield Fault(
+        "a process without a grant", rogue_process.NAME,
+        lambda world, slot: (world.source.node.update(locked=True), world.pin(slot, processes=(stranger,))),
+        state="DEGRADED", leads_to="",
+    )  # fmt: skip
+    yield _whole_node(
+        "a switch fails for good", sxid.NAME, lambda world, slot: world.sxid(22003, "22003, Fatal, Minion Halt"),
+        clear=lambda world, slot: [world.initialise(other) for other in world.slots()], fits=_counts_energy,
+    )  # fmt: skip
+    yield _whole_node(
+        "a switch's link fails", sxid.NAME, lambda world, slot: world.sxid(20034, "20034, Fatal, Link 30 LTSSM"),
+        clear=lambda world, slot: None, state="DEGRADED", leads_to="", lasts=10.0,
+    )  # fmt: skip
+
+
+def _ports() -> Iterator[Fault]:
+    name = infiniband.NAME
+    up = tuple(Port(f"mlx5_{k}", 1, 4, 5, 200.0, 0) for k in range(2))
+
+    def becomes(*ports: Port) -> Touch:
+        return lambda world, slot: world.source.node.update(ports=ports)
+
+    def ported(world: World) -> Mapping[str, Any]:
+        world.source.node["ports"] = up
+        return {"infiniband": Infiniband(ports=2)}
+
+    def unwished(world: World) -> Mapping[str, Any]:
+        world.source.node["ports"] = up
+        return {}
+
+    dark = replace(up[1], state=1, physical=3)
+    yield _whole_node(
+        "too few InfiniBand ports", name, becomes(up[0], dark), clear=becomes(*up), health=ported, lasts=900.0
+    )
+    mild = {"clear": becomes(*up), "health": unwished, "state": "DEGRADED", "leads_to": ""}
+    yield _whole_node("an InfiniBand port is down", name, becomes(up[0], dark), lasts=900.0, **mild)
+    yield _whole_node(
+        "an InfiniBand port flaps", name, becomes(up[0], replace(up[1], downed=5)),
+        **{**mild, "clear": becomes(up[0], replace(up[1], downed=0))},
+    )  # fmt: skip
+
+
 def _count() -> Iterator[Fault]:
     name = gpu_count.NAME
     yield _whole_node(
@@ -113,8 +194,8 @@ def _count() -> Iterator[Fault]:
     )  # fmt: skip
     yield _whole_node(
         "a GPU that the driver does not serve", name,
-        lambda world, slot: world.source.node.update(pci_gpus=len(world.slots()) + 1),
-        clear=lambda world, slot: world.source.node.pop("pci_gpus"), state="DEGRADED", leads_to="",
+        lambda world, slot: world.source.node.update(pci=world.on_bus(also=("0000:f1:00.0",))),
+        clear=lambda world, slot: world.source.node.pop("pci"), state="DEGRADED", leads_to="",
     )  # fmt: skip
 
 
@@ -142,6 +223,7 @@ FAULTS: tuple[Fault, ...] = (
     *_ecc(),
     *_driver(),
     *_count(),
+    *_around(),
     *_site(),
     *CATALOGUE,
 )

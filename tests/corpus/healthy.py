@@ -67,7 +67,7 @@ def _odd_xid(world: World, slot: int) -> Iterator[Recorded]:
     """An XID that asks for nothing, or that nobody knows; a switch's."""
     random = world.random
     if random.random() < 0.2:
-        world.xid(slot, random.choice((12028, 20034)), kind="sxid", uuid="", bus_id="0000:c4:00.0", source="kernel")
+        world.xid(slot, random.choice((12028, 20001)), kind="sxid", uuid="", bus_id="0000:c4:00.0", source="kernel")
     else:
         world.xid(slot, random.choice((*_HARMLESS_XIDS, *_UNKNOWN_XIDS)))
     yield world.sweep()

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from nodeagent.gpu.facts import GpuFacts, MigInstance, Process
+from nodeagent.gpu.host import DeviceFile, Service
 from nodeagent.health.xid import look_up
 from nodeagent.replay.recording import Recorded, Truth
 from tests.simnvml.models import MIB, MODELS
@@ -34,14 +35,17 @@ def healthy_gpu(model: str, slot: int) -> GpuFacts:
         utilization=0.0, memory_utilization=0.0, memory_used=0, memory_total=made.memory * MIB,
         temperature=34.0, memory_temperature=None if memory_limit is None else 38.0,
         power=float(idle), power_limit=float(limit), energy=5e6 if made.counts_energy else None,
-        ecc_corrected_total=0, sram_threshold_exceeded=False if made.remaps_rows else None, processes_known=True,
+        ecc_corrected_total=0,
+ecc_uncorrected_total=0, device=DeviceFile("c", 0o666, 0, 0, 195, slot),
+        sram_threshold_exceeded=False if made.remaps_rows else None, processes_known=True,
         remap_banks_exhausted=0 if made.remaps_rows else None, nvlink_recoveries=0 if made.nvlinks else None,
         sm_clock_max=made.clocks[0] * 1e6, performance_state=8,
         sm_clock=345e6, memory_clock=made.clocks[1] * 1e6, slowdown_reasons=IDLE_REASON,
         pcie_generation=made.pcie_generation, pcie_generation_max=made.pcie_generation,
         pcie_width=16, pcie_width_max=16,
         pcie_replays=0, ecc_enabled=True, ecc_uncorrected=0, ecc_corrected=0,
-        recovery_action=0 if made.has_gsp else None, slowdown_temperature=float(slowdown),
+        recovery_action=0 if made.has_gsp else None, reset_status=0 if made.has_gsp else None,
+        slowdown_temperature=float(slowdown),
         shutdown_temperature=float(shutdown),
         memory_max_temperature=None if memory_limit is None else float(memory_limit),
         remapped_correctable=0 if made.remaps_rows else None, remapped_uncorrectable=0 if made.remaps_rows else None,
@@ -78,6 +82,8 @@ class World:
         self.busy = [self.random.random() < 0.5 for _ in self.source.gpus]
         self._booted = -900.0 - self.random.random() * 1e6
         self._boots = 1
+        self._driver = ""
+        self._services: tuple[Service, ...] = ()
 
     def __enter__(self) -> World:
         return self
@@ -98,6 +104,10 @@ class World:
         """Return the UUID of the GPU in that slot."""
         return self.source.gpus[slot].uuid
 
+    def on_bus(self, driver: str = "nvidia", also: tuple[str, ...] = ()) -> dict[str, str]:
+        """Return the GPUs on the PCI bus, with the kernel driver that has them, and some that none has."""
+        return {**{gpu.bus_id: driver for gpu in self.source.gpus}, **dict.fromkeys(also, "")}
+
     # ---- time ------------------------------------------------------------------------------------------------
 
     def sweep(self) -> Recorded:
@@ -105,6 +115,7 @@ class World:
         self.at += self.interval
         for slot in self.slots():
             self._work(slot)
+        self.source.node["services"] = tuple(replace(one, at=self.monotonic) for one in self._services)
         facts = self.source.sample()
         return Recorded(self.at, replace(facts, xids=self.source.take_xids(), duration=0.04))
 
@@ -204,6 +215,27 @@ class World:
             text = f"NVRM: Xid (PCI:{self.source.gpus[slot].bus_id[:-2]}): {number}, pid=1234, name=train"
             fields.setdefault("text", f"{text}, {look_up(number, {}).name}")
         self.source.xid(slot, number, **fields)
+
+    def sxid(self, number: int, text: str) -> None:
+        """A switch reports a fault, in the kernel's words."""
+        place = "0000:c4:00.0"
+        words = f"nvidia-nvswitch0: SXid (PCI:{place}): {text}"
+        self.source.xid(0, number, kind="sxid", uuid="", bus_id=place, source="kernel", text=words)
+
+    def lose_module(self, driver: str) -> None:
+        """The kernel module is gone, and another driver (empty: none) has the GPUs."""
+        self.source.fail_init(9, "Driver Not Loaded")
+        self._driver = self.source.node["kernel_driver"]
+        self.source.node.update(kernel_driver="", pci=self.on_bus(driver))
+
+    def load_module(self) -> None:
+        """The kernel module is back."""
+        self.source.heal()
+        self.source.node.update(kernel_driver=self._driver, pci=self.on_bus())
+
+    def tell_services(self, *services: Service) -> None:
+        """Tell what systemd says of the services, in each sweep anew."""
+        self._services = services
 
     def count(self, slot: int, name: str, more: int, modulus: int = 1 << 32) -> None:
         """One of a GPU's counters goes up, and starts again at the end of its range."""

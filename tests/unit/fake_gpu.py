@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from nodeagent.gpu.facts import GpuFacts, NodeFacts, Tended, XidEvent
+from nodeagent.gpu.host import DeviceFile, DeviceRule
 
 LOST, RESET_REQUIRED = 15, 16
 NVSWITCH_18_LINKS = 108_000
@@ -40,7 +41,7 @@ def idle_gpu(index: int) -> GpuFacts:
         sm_clock=345e6,
         sm_clock_max=1980e6,
         processes_known=True,
-        device_file=True,
+        device=DeviceFile("c", 0o666, 0, 0, 195, index),
         memory_clock=2619e6,
         slowdown_reasons=1,
         performance_state=0,
@@ -50,8 +51,11 @@ def idle_gpu(index: int) -> GpuFacts:
         ecc_uncorrected=0,
         ecc_corrected=0,
         ecc_corrected_total=0,
+        ecc_uncorrected_total=0,
         sram_threshold_exceeded=False,
         recovery_action=0,
+        reset_status=0,
+        drain_and_reset_status=0,
         slowdown_temperature=89.0,
         shutdown_temperature=92.0,
         memory_max_temperature=95.0,
@@ -84,7 +88,10 @@ class FakeGpuSource:
 
     def __init__(self, count: int = 8, clock: Callable[[], float] | None = None, boot_id: str = "boot-1") -> None:
         self.gpus: list[GpuFacts] = [idle_gpu(slot) for slot in range(count)]
-        self.node: dict[str, Any] = {"driver": DRIVER, "kernel_driver": DRIVER, "nvml_version": f"12.{DRIVER}"}
+        self.node: dict[str, Any] = {
+            **{"driver": DRIVER, "kernel_driver": DRIVER, "nvml_version": f"12.{DRIVER}"},
+            **{"control": DeviceFile("c", 0o666, 0, 0, 195, 255), "device_rule": DeviceRule(True, 0o666, 0, 0)},
+        }
         self.boot_id = boot_id
         self.samples = 0
         self.looks = 0
@@ -163,10 +170,11 @@ class FakeGpuSource:
     def sample(self) -> NodeFacts:
         """See GpuSource."""
         self.samples += 1
-        facts = NodeFacts(boot_id=self.boot_id, monotonic=self._now(), pci_gpus=len(self.gpus) - len(self._gone))
+        pci = {gpu.bus_id: "nvidia" for slot, gpu in enumerate(self.gpus) if slot not in self._gone}
+        facts = NodeFacts(boot_id=self.boot_id, monotonic=self._now(), pci=pci)
         if self._hangs_whole:
             self.timeouts += 1
-            return replace(facts, hung=True)
+            return replace(facts, hung=True, kernel_driver=self.node["kernel_driver"])
         facts = replace(facts, **self.node)
         if self._init_error is not None:
             code, text = self._init_error

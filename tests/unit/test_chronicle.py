@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.agent.chronicle import plain_facts
 from nodeagent.cli import status_command
 from nodeagent.cli.history_command import moment, text
 from nodeagent.config.model import Limits, Policy
 from nodeagent.errors import BadRequest
 from nodeagent.gpu.facts import GpuFacts, MigInstance, Process
+from nodeagent.gpu.plain import to_plain
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import AGENT, BY_HAND, DRAIN, RESUME, VERDICT, XID, Entry, Keeping, as_event
 from nodeagent.metrics.native import render
@@ -108,11 +108,11 @@ def test_a_lost_gpu_is_one_story_in_history_journal_status_and_metrics(bench: Be
 def test_a_verdict_on_the_node_comes_with_what_was_read_of_the_driver(bench: Bench) -> None:
     bench.run()
     bench.source.fail_init(9, "Driver Not Loaded")
-    bench.source.node["pci_gpus"] = 0
+    bench.source.node["pci"] = {}
     bench.run(4)
     changed = [one for one in bench.history.of(VERDICT) if not one.unit][1:]
     assert [(one.before, one.after, one.check) for one in changed] == [("OK", "FAILED", "driver-init")]
-    assert changed[0].facts["nvml_error"] == 9 and changed[0].facts["pci_gpus"] == 0, "none is not unknown"
+    assert changed[0].facts["nvml_error"] == 9 and changed[0].facts["pci"] == {}, "none is not unknown"
     assert bench.log.kinds().count("verdict_changed") >= 1
 
 
@@ -125,8 +125,8 @@ def test_facts_are_plain_json_without_what_is_not_known() -> None:
         processes=(Process(7),),
         links={"0000:1b:00.0": 5},
     )
-    facts = json.loads(json.dumps(plain_facts(gpu)))
-    assert facts["mig"][0]["caps"] == [3, 4] and facts["processes"] == [{"pid": 7, "memory": None}]
+    facts = json.loads(json.dumps(to_plain(gpu)))
+    assert facts["mig"][0]["caps"] == [3, 4] and facts["processes"] == [{"pid": 7}]
     assert facts["index"] == 0 and facts["power"] == 0.0 and facts["links"] == {"0000:1b:00.0": 5}
     assert not {"temperature", "serial", "error"} & set(facts)
 

@@ -867,7 +867,7 @@ class FakeSite:
 
 def test_what_the_site_s_checks_say_is_acted_upon_and_asked_anew_after_a_restore(bench: Bench) -> None:
     site = FakeSite()
-    bench.cycle._site = site  # type: ignore[assignment]
+    bench.cycle._surroundings.site = site  # type: ignore[assignment]
     bench.run(3)
     line = f'{{"unit": "{bench.uuid(1)}", "evidence": "slow", "action": "reset_gpu"}}'
     site.results = (SiteResult("nhc", ENDED, 1000.0, 1, line),)
@@ -887,7 +887,7 @@ def test_what_the_site_s_checks_say_is_acted_upon_and_asked_anew_after_a_restore
 
 def test_a_node_is_busy_while_any_unit_is_held(bench: Bench) -> None:
     site = FakeSite()
-    bench.cycle._site = site  # type: ignore[assignment]
+    bench.cycle._surroundings.site = site  # type: ignore[assignment]
     bench.run()
     with bench.store.exclusive():
         bench.store.claim(Owner("sge", "7", grant="g7", units=(bench.uuid(0),), gpus=(bench.uuid(0),)))
@@ -897,7 +897,7 @@ def test_a_node_is_busy_while_any_unit_is_held(bench: Bench) -> None:
 
 def test_a_reload_goes_on_with_the_checks_that_run(bench: Bench) -> None:
     site = FakeSite()
-    bench.cycle._site = site  # type: ignore[assignment]
+    bench.cycle._surroundings.site = site  # type: ignore[assignment]
     new = bench.cycle.successor(bench.config, bench.cycle.ports)
     new.run()
     assert site.busy == [False]

@@ -104,7 +104,7 @@ def pci_device(sys: Path, address: str, vendor: str, kind: str, numa: str = "0")
     return home
 
 
-def test_pci_gpus_are_counted_and_nothing_else(tmp_path: Path) -> None:
+def test_pci_gpus_are_named_with_their_driver_and_nothing_else(tmp_path: Path) -> None:
     pci_device(tmp_path, "0000:1a:00.0", "0x10de", "0x030200")
     pci_device(tmp_path, "0000:1b:00.0", "0x10de", "0x030000")
     pci_device(tmp_path, "0000:1b:00.1", "0x10de", "0x040300")  # its sound
@@ -116,13 +116,43 @@ def test_pci_gpus_are_counted_and_nothing_else(tmp_path: Path) -> None:
     (passed / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
     bound = pci_device(tmp_path, "0000:3e:00.0", "0x10de", "0x030200")
     (bound / "driver").symlink_to("../../../bus/pci/drivers/nvidia")
-    assert procfs.count_pci_gpus(str(tmp_path)) == 3
+    assert procfs.pci_gpus(str(tmp_path)) == {"0000:1a:00.0": "", "0000:1b:00.0": "", "0000:3e:00.0": "nvidia"}
 
 
 def test_no_pci_bus_is_no_value_and_an_empty_one_is_none_of_them(tmp_path: Path) -> None:
-    assert procfs.count_pci_gpus(str(tmp_path)) is None
+    assert procfs.pci_gpus(str(tmp_path)) is None
     (tmp_path / "bus/pci/devices").mkdir(parents=True)
-    assert procfs.count_pci_gpus(str(tmp_path)) == 0
+    assert procfs.pci_gpus(str(tmp_path)) == {}
+
+
+def test_slots_of_the_chassis_are_known_by_the_place_of_their_card(tmp_path: Path) -> None:
+    assert procfs.pci_slots(str(tmp_path)) == {}
+    for name, address in (("4", "0000:3b:00"), ("7-1", "0000:5e:00")):
+        home = tmp_path / "bus/pci/slots" / name
+        home.mkdir(parents=True)
+        (home / "address").write_text(f"{address}\n")
+    (tmp_path / "bus/pci/slots/9").mkdir()
+    slots = procfs.pci_slots(str(tmp_path))
+    assert (slots["0000:3b:00"], slots["0000:5e:00"]) == ("4", "7-1")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (
+            "ResmanDebugLevel: 4294967295\nModifyDeviceFiles: 1\n"
+            "DeviceFileUID: 0\nDeviceFileGID: 44\nDeviceFileMode: 432\n",
+            {"modify": 1, "mode": 0o660, "uid": 0, "gid": 44},
+        ),
+        ("ModifyDeviceFiles: 1\nDeviceFileUID: 0\n", None),
+        ("ModifyDeviceFiles: yes\nDeviceFileUID: 0\nDeviceFileGID: 0\nDeviceFileMode: 438\n", None),
+        ("", None),
+    ],
+)
+def test_how_the_driver_keeps_its_device_files(text: str, rule: dict[str, int] | None, tmp_path: Path) -> None:
+    (tmp_path / "driver/nvidia").mkdir(parents=True)
+    (tmp_path / "driver/nvidia/params").write_text(text)
+    assert procfs.device_rule(str(tmp_path)) == rule
 
 
 def test_numa_node(tmp_path: Path) -> None:

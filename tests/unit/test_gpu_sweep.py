@@ -7,7 +7,7 @@ from typing import Any
 from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process
 from nodeagent.gpu.sweep import Sweep, decode_gpu, settle
 
-HOST = {"host": {"pci_gpus": 2, "kernel_driver": "550.54.15"}}
+HOST = {"host": {"pci": {"0000:1b:00.0": "nvidia", "0000:2b:00.0": ""}, "kernel_driver": "550.54.15"}}
 NODE = {"node": {"driver": "550.54.15", "nvml_version": "12.550"}}
 
 
@@ -31,7 +31,7 @@ def test_a_whole_sweep() -> None:
     assert sweep.ended and sweep.at is None
     assert [found.index for found in facts.gpus] == [0, 1]
     assert (facts.boot_id, facts.monotonic, facts.duration) == ("boot", 100.0, 0.5)
-    assert (facts.driver, facts.kernel_driver, facts.nvml_version, facts.pci_gpus) == (
+    assert (facts.driver, facts.kernel_driver, facts.nvml_version, len(facts.pci or {})) == (
         *("550.54.15", "550.54.15", "12.550", 2),
     )
 
@@ -42,7 +42,7 @@ def test_a_sweep_cut_short_tells_where() -> None:
     assert sweep.at == ("GPU-1", 1)
     assert [found.uuid for found in facts.gpus] == ["GPU-0"]
     sweep, facts = swept(HOST)
-    assert sweep.heard and sweep.at is None and facts.pci_gpus == 2
+    assert sweep.heard and sweep.at is None and len(facts.pci or {}) == 2
     sweep, _ = swept()
     assert not sweep.heard
 
@@ -51,7 +51,7 @@ def test_where_nvml_fails_in_the_middle_there_are_no_gpus() -> None:
     failure = {"node": {"nvml_error": 18, "nvml_error_text": "mismatch"}}
     sweep, facts = swept(HOST, NODE, begin(0), gpu(0), failure, {"end": {}})
     assert sweep.ended
-    assert (facts.nvml_error, facts.nvml_error_text, facts.gpus, facts.pci_gpus) == (18, "mismatch", (), 2)
+    assert (facts.nvml_error, facts.nvml_error_text, facts.gpus, len(facts.pci or {})) == (18, "mismatch", (), 2)
 
 
 def test_links_are_of_the_gpus_that_answer() -> None:

@@ -11,7 +11,7 @@ from nodeagent.gpu.facts import GpuFacts
 from nodeagent.health.checks import CHECKS
 from nodeagent.health.finding import RecoveryAction, Severity
 from nodeagent.health.verdict import clear
-from tests.unit.test_health_facts import Cycles, bus, checks_of, gpu, lost, uuid
+from tests.unit.test_health_facts import Cycles, bus, checks_of, gpu, lost, on_bus, uuid
 
 AT_ONCE = Health(default_strikes=1, strikes={})
 
@@ -38,6 +38,8 @@ def test_the_registry_names_every_check_once() -> None:
         "gpu-lost",
         "gpu-modes",
         "hardware-slowdown",
+        "infiniband",
+        "kernel-module",
         "memory-held",
         "numa-affinity",
         "nvlink-down",
@@ -48,10 +50,14 @@ def test_the_registry_names_every_check_once() -> None:
         "probe-crashed",
         "reset-required",
         "retired-pages",
+        "rogue-process",
         "row-remapping",
+        "services",
         "site",
         "sram-errors",
+        "state-space",
         "stuck-readings",
+        "sxid",
         "temperature",
         "vbios-version",
         "xid",
@@ -76,7 +82,7 @@ def test_a_known_gpu_that_is_listed_no_more_stays_failed_in_the_verdict() -> Non
     assert (unit.index, unit.minor, unit.bus_id, unit.serial) == (1, 1, bus(1), "S1")
     assert unit.action is RecoveryAction.REBOOT_NODE
     cycles.settings = Health()
-    cycles.see(gpu(0), pci_gpus=2)
+    cycles.see(gpu(0), pci=on_bus(2))
     assert cycles.verdict.node_state == "OK", "one lost GPU is not the node's fault where it can be spared"
 
 
@@ -107,7 +113,7 @@ def test_a_nameless_gpu_is_the_nodes_finding() -> None:
 def test_a_nameless_gpu_that_a_missing_one_explains_is_not_counted_twice() -> None:
     cycles = Cycles()
     cycles.see(gpu(0), gpu(1))
-    cycles.see(gpu(0), GpuFacts("", index=1, error=15), pci_gpus=2)
+    cycles.see(gpu(0), GpuFacts("", index=1, error=15), pci=on_bus(2))
     assert (cycles.verdict.node_state, cycles.states()) == ("OK", ["OK", "FAILED"])
 
 
@@ -140,7 +146,7 @@ def test_reset_required() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "listed", "on_bus", "state"),
+    ("expected", "listed", "controllers", "state"),
     [
         (2, 2, 2, "OK"),
         (3, 2, 3, "FAILED"),
@@ -155,9 +161,9 @@ def test_reset_required() -> None:
         (1, 0, 0, "FAILED"),
     ],
 )
-def test_gpu_count(expected: int, listed: int, on_bus: int | None, state: str) -> None:
+def test_gpu_count(expected: int, listed: int, controllers: int | None, state: str) -> None:
     cycles = Cycles(Health(expected_gpus=expected))
-    cycles.see(*map(gpu, range(listed)), pci_gpus=on_bus)
+    cycles.see(*map(gpu, range(listed)), pci=on_bus(controllers))
     assert cycles.verdict.node_state == state
     assert all(unit.state == "OK" for unit in cycles.verdict.units)
 
@@ -165,7 +171,7 @@ def test_gpu_count(expected: int, listed: int, on_bus: int | None, state: str) -
 @pytest.mark.parametrize("error", [None, 9, 12])
 def test_a_node_without_gpus_is_well_and_says_so(error: int | None) -> None:
     cycles = Cycles()
-    cycles.see(nvml_error=error, pci_gpus=0)
+    cycles.see(nvml_error=error, pci=on_bus(0))
     assert cycles.verdict.node_state == "OK"
     (said,) = cycles.verdict.node_findings
     assert (said.severity, said.evidence) == (Severity.INFO, "no NVIDIA GPU on this node: nothing to watch")
@@ -184,7 +190,7 @@ def test_nvml_that_does_not_start_fails_the_node_and_leaves_its_gpus_unknown(cod
     cycles = Cycles()
     cycles.see(gpu(0))
     for expected in ("OK", "OK", "FAILED"):
-        cycles.see(nvml_error=code, nvml_error_text="Unknown\nError", pci_gpus=1)
+        cycles.see(nvml_error=code, nvml_error_text="Unknown\nError", pci=on_bus(1))
         assert cycles.verdict.node_state == expected, "a driver that is being exchanged is no fault yet"
     (finding,) = cycles.verdict.node_findings
     assert (finding.check, finding.action) == ("driver-init", RecoveryAction.REBOOT_NODE)
@@ -196,29 +202,29 @@ def test_nvml_that_does_not_start_fails_the_node_and_leaves_its_gpus_unknown(cod
 def test_nvml_without_a_driver_fails_also_where_the_bus_was_not_read() -> None:
     cycles = Cycles()
     for _ in range(3):
-        cycles.see(nvml_error=12, pci_gpus=None)
+        cycles.see(nvml_error=12, pci=None)
     assert cycles.verdict.node_state == "FAILED"
 
 
 def test_a_node_of_which_no_gpus_are_expected_is_well_whatever_card_is_in_it() -> None:
     cycles = Cycles(Health(expected_gpus=0))
     for _ in range(4):
-        cycles.see(nvml_error=9, pci_gpus=1)
+        cycles.see(nvml_error=9, pci=on_bus(1))
     assert cycles.verdict.node_state == "OK"
 
 
 def test_the_probers_own_trouble_is_no_fault_of_the_driver() -> None:
     cycles = Cycles()
-    cycles.see(nvml_error=4, pci_gpus=1)
+    cycles.see(nvml_error=4, pci=on_bus(1))
     assert cycles.verdict.node_state == "UNKNOWN"
 
 
 def test_a_gpu_that_hangs_is_failed_and_the_rest_unknown_when_it_persists() -> None:
     cycles = Cycles()
     cycles.see(gpu(0), gpu(1), gpu(2))
-    cycles.see(gpu(0), hung=True, hung_uuid=uuid(1), pci_gpus=3)
+    cycles.see(gpu(0), hung=True, hung_uuid=uuid(1), pci=on_bus(3))
     assert cycles.states() == ["OK", "OK", "OK"], "one strike: the previous verdict stands"
-    cycles.see(gpu(0), hung=True, hung_uuid=uuid(1), pci_gpus=3)
+    cycles.see(gpu(0), hung=True, hung_uuid=uuid(1), pci=on_bus(3))
     assert cycles.states() == ["OK", "FAILED", "UNKNOWN"]
     assert cycles.unit(1).action is RecoveryAction.RESET_GPU
     assert checks_of(cycles.unit(1).reasons) == ["driver-unresponsive"]

@@ -47,12 +47,19 @@ def lost(number: int, code: int = 15) -> GpuFacts:
 
 def node(*gpus: GpuFacts, **values: object) -> NodeFacts:
     """Return a complete sweep over these GPUs."""
-    facts = NodeFacts(boot_id=BOOT, monotonic=0.0, driver="550.1", kernel_driver="550.1", gpus=gpus, pci_gpus=len(gpus))
+    facts = NodeFacts(
+        boot_id=BOOT, monotonic=0.0, driver="550.1", kernel_driver="550.1", gpus=gpus, pci=on_bus(len(gpus))
+    )
     return replace(facts, **values)  # type: ignore[arg-type]
 
 
 def xid(number: int, code: int, **values: object) -> XidEvent:
     return replace(XidEvent(uuid(number), code, 0.0, bus_id=bus(number)), **values)  # type: ignore[arg-type]
+
+
+def on_bus(count: int | None) -> dict[str, str] | None:
+    """Return the GPUs on the PCI bus: those of the driver's first, further ones at places of their own."""
+    return None if count is None else {bus(number): "nvidia" for number in range(count)}
 
 
 class Cycles:

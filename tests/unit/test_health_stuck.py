@@ -114,18 +114,6 @@ def test_a_gpu_without_a_numa_node_among_others_that_have_one() -> None:
     assert cycles.states() == ["OK", "OK"]
 
 
-def test_a_gpu_without_a_device_file() -> None:
-    cycles = Cycles()
-    cycles.see(gpu(0, device_file=False), gpu(1, device_file=True), gpu(2), lost(3))
-    assert cycles.states()[:3] == ["DEGRADED", "OK", "OK"]
-    (reason,) = cycles.unit(0).reasons
-    assert (reason.check, reason.severity, reason.action) == ("device-files", Severity.WARNING, RecoveryAction.NONE)
-    assert reason.evidence == f"/dev/nvidia0 of {PLACE} is missing or no device"
-    for _ in range(3):
-        cycles.see(gpu(0, device_file=True), gpu(1, device_file=True), gpu(2), lost(3))
-    assert cycles.state(0) == "OK"
-
-
 def test_numa_nodes_that_nobody_knows_and_those_of_lost_gpus_are_no_finding() -> None:
     cycles = Cycles()
     cycles.see(gpu(0, numa_node=None), gpu(1, numa_node=None))

@@ -18,7 +18,7 @@ from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.memory import Memory, UnitMemory, clear, from_plain, to_plain
 from nodeagent.health.standing import weigh
 from nodeagent.health.verdict import judge
-from tests.unit.test_health_facts import BOOT, Cycles, checks_of, gpu, lost, node, uuid, xid
+from tests.unit.test_health_facts import BOOT, Cycles, checks_of, gpu, lost, node, on_bus, uuid, xid
 
 RECOVER_2 = Health(recover=2)
 
@@ -371,10 +371,10 @@ def sweep_of(faults: list[dict[str, object]], codes: list[int], trouble: str) ->
     events = tuple(xid(number, code) for number, code in enumerate(codes))
     gpus = [gpu(number, **fault) for number, fault in enumerate(faults)]
     if trouble == "mismatch":
-        return node(nvml_error=18, pci_gpus=3, xids=events)
+        return node(nvml_error=18, pci=on_bus(3), xids=events)
     if trouble == "hung":
-        return node(gpus[0], hung=True, hung_uuid=uuid(1), pci_gpus=3, xids=events)
-    return node(*gpus, pci_gpus=3, xids=events)
+        return node(gpus[0], hung=True, hung_uuid=uuid(1), pci=on_bus(3), xids=events)
+    return node(*gpus, pci=on_bus(3), xids=events)
 
 
 SWEEPS = st.builds(

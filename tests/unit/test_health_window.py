@@ -157,6 +157,6 @@ def test_a_reader_is_told_the_window_that_there_is() -> None:
     cycles.see(gpu(0))
 
     facts = node(gpu(0), monotonic=500.0)
-    scene = follow(observe(cycles.memory, facts, Health()), cycles.memory, Health(), {"s": Series(read, hour)})
+    scene = follow(observe(cycles.memory, facts, Health()), cycles.memory, Health(), {"s": Series(read, hour)}, {})
     assert told == [None]
     assert scene.units[uuid(0)].windows == {"s": Window(500.0, 1.0)}

@@ -207,13 +207,6 @@ def test_an_xid_of_an_unknown_gpu_degrades_the_node() -> None:
     assert bus(9) in cycles.verdict.node_findings[0].evidence
 
 
-def test_an_nvswitch_fault_is_told_and_no_more() -> None:
-    cycles = Cycles()
-    cycles.see(gpu(0), xids=(xid(0, 79, kind="sxid", bus_id="0000:85:00.0"),))
-    assert (cycles.verdict.node_state, cycles.states()) == ("OK", ["OK"])
-    assert cycles.verdict.node_findings[0].evidence == "NVSwitch 0000:85:00.0: sxid 79"
-
-
 def test_a_mig_instance_is_named() -> None:
     cycles = Cycles()
     cycles.see(gpu(0), xids=(xid(0, 13, gpu_instance=2, compute_instance=0), replace(xid(0, 95), gpu_instance=1)))

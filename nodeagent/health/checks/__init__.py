@@ -18,6 +18,8 @@ from nodeagent.health.checks import (
     gpu_lost,
     gpu_modes,
     hardware_slowdown,
+    infiniband,
+    kernel_module,
     memory_held,
     numa_affinity,
     nvlink_down,
@@ -28,21 +30,26 @@ from nodeagent.health.checks import (
     probe_crashed,
     reset_required,
     retired_pages,
+    rogue_process,
     row_remapping,
+    services,
     site,
     sram_errors,
+    state_space,
     stuck_readings,
+    sxid,
     temperature,
     vbios_version,
     xid,
 )
 from nodeagent.health.finding import Finding
 from nodeagent.health.scene import Scene
-from nodeagent.health.series import Series
+from nodeagent.health.series import NodeSeries, Series
 
 Check = Callable[[Scene, Health], Iterator[Finding]]
 
 CHECKS: Mapping[str, Check] = {
+    kernel_module.NAME: kernel_module.find,
     driver_init.NAME: driver_init.find,
     driver_unresponsive.NAME: driver_unresponsive.find,
     probe_crashed.NAME: probe_crashed.find,
@@ -50,6 +57,7 @@ CHECKS: Mapping[str, Check] = {
     gpu_count.NAME: gpu_count.find,
     reset_required.NAME: reset_required.find,
     xid.NAME: xid.find,
+    sxid.NAME: sxid.find,
     ecc_uncorrected.NAME: ecc_uncorrected.find,
     ecc_corrected.NAME: ecc_corrected.find,
     row_remapping.NAME: row_remapping.find,
@@ -71,6 +79,10 @@ CHECKS: Mapping[str, Check] = {
     stuck_readings.NAME: stuck_readings.find,
     numa_affinity.NAME: numa_affinity.find,
     device_files.NAME: device_files.find,
+    rogue_process.NAME: rogue_process.find,
+    services.NAME: services.find,
+    infiniband.NAME: infiniband.find,
+    state_space.NAME: state_space.find,
     site.NAME: site.find,
 }
 
@@ -87,4 +99,7 @@ SERIES: Mapping[str, Series] = {
     **memory_held.SERIES,
     **stuck_readings.SERIES,
 }
-"""What checks follow over time, by the name under which the window is kept."""
+"""What checks follow over time on each GPU, by the name under which the window is kept."""
+
+NODE_SERIES: Mapping[str, NodeSeries] = {**infiniband.NODE_SERIES}
+"""The same for the node as a whole."""

@@ -2,6 +2,7 @@
 
 Source: the return code of nvmlInit or of the device count (nvml.h, `nvmlReturn_t`).
 Threshold: any code, on a node that has an NVIDIA GPU on its bus, ought to have one, or had one earlier in this boot.
+That no kernel module is loaded is `kernel-module`'s.
 Severity: ERROR on the node; UNKNOWN where the code speaks of the prober and not of the driver (1 not initialised, 4 no
 permission, 10 time-out, 20 no memory). Each known GPU is UNKNOWN meanwhile.
 Action: reboot_node, the one that leaves a node with matching library and module; the evidence says what is amiss.
@@ -24,7 +25,7 @@ PROBERS_OWN = (1, 4, 10, 20)
 def find(scene: Scene, settings: Health) -> Iterator[Finding]:
     """Yield what keeps NVML from starting, and that no GPU can be judged."""
     code = scene.facts.nvml_error
-    if code is None or scene.without_gpus(settings):
+    if code is None or scene.module_missing or scene.without_gpus(settings):
         return
     evidence = f"NVML does not start: {_why(scene.facts)}"
     if code in PROBERS_OWN:
@@ -36,7 +37,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
 
 
 def _why(facts: NodeFacts) -> str:
-    module = f"kernel module {facts.kernel_driver}" if facts.kernel_driver else "no kernel module loaded"
+    module = f"kernel module {facts.kernel_driver}" if facts.kernel_driver else "no kernel module seen"
     known = {
         9: f"the driver is not loaded ({module}) (9)",
         12: f"libnvidia-ml.so.1 is missing or broken; install the driver's libraries ({module}) (12)",

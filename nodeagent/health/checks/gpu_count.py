@@ -30,7 +30,8 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
         return
     listed = len(scene.facts.gpus)
     gone = len(scene.absent)
-    on_bus = scene.facts.pci_gpus
+    pci = scene.facts.pci
+    on_bus = None if pci is None else len(pci)
     seen = f"NVML lists {listed} GPUs" + ("" if on_bus is None else f", {on_bus} on the PCI bus")
     expected = settings.expected_gpus
     if 0 <= expected < listed:
@@ -39,4 +40,13 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
         evidence = f"{expected} GPUs expected: {seen}"
         yield Finding(NAME, "", Severity.ERROR, evidence, RecoveryAction.REBOOT_NODE)
     elif expected < 0 and on_bus is not None and on_bus > listed + gone:
-        yield Finding(NAME, "", Severity.WARNING, f"the driver does not serve every GPU: {seen}")
+        unserved = ", ".join(_unserved(scene))
+        yield Finding(NAME, "", Severity.WARNING, f"the driver does not serve every GPU: {seen} (not {unserved})")
+
+
+def _unserved(scene: Scene) -> Iterator[str]:
+    """The GPUs on the bus that NVML does not list, each with the driver that has it."""
+    listed = {gpu.bus_id for gpu in scene.facts.gpus}
+    for bus_id, driver in (scene.facts.pci or {}).items():
+        if bus_id not in listed:
+            yield f"{bus_id} (driver {driver})" if driver not in ("", "nvidia") else bus_id

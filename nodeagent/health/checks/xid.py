@@ -3,8 +3,8 @@
 Source: NVML's events and the kernel log; the number's meaning and action from `nodeagent.health.xid`.
 Threshold: one, at once: no strikes.
 Severity: ERROR for an action of reset_gpu or worse, on the GPU, latched. INFO for all else, for the one cycle: an
-application's fault and an unknown number are told and counted and change nothing. NVSwitch faults (SXid) have another
-table: INFO on the node. A grave XID of a GPU that never told its UUID: WARNING on the node.
+application's fault and an unknown number are told and counted and change nothing. A grave XID of a GPU that never told
+its UUID: WARNING on the node. NVSwitch faults are `sxid`'s.
 Action: the table's, or `health.xid_actions`'.
 An XID that was logged while no agent ran counts like any other, unless the GPU has been initialised anew since the last
 agent looked: then it is INFO.
@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from nodeagent.config.model import Health
-from nodeagent.gpu.facts import XidEvent
 from nodeagent.health import xid as table
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.scene import Scene, instance
@@ -34,11 +33,9 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
             if table.latches(known):
                 evidence = _evidence(known, unit.place, latch.where, latch.times)
                 yield Finding(NAME, uuid, Severity.ERROR, evidence, known.action)
-    passing = Counter((scene.unit_of(event), _kind(event)) for event in scene.facts.xids)
-    for (uuid, (kind, number, bus_id, where)), times in passing.items():
-        if kind != "xid":
-            yield Finding(NAME, "", Severity.INFO, f"NVSwitch {bus_id}: {kind} {number}{_times(times)}")
-            continue
+    events = [event for event in scene.facts.xids if event.kind == NAME]
+    passing = Counter((scene.unit_of(event), event.xid, event.bus_id, instance(event)) for event in events)
+    for (uuid, number, bus_id, where), times in passing.items():
         known = table.look_up(number, settings.xid_actions)
         settled = uuid in scene.units and number not in {latch.xid for latch in scene.units[uuid].latches}
         if uuid and (settled or not table.latches(known)):
@@ -52,10 +49,6 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
                 known, f"a GPU at {bus_id or 'an unknown place'} that never told its UUID", where, times
             )
             yield Finding(NAME, "", severity, evidence, known.action if severity else RecoveryAction.NONE)
-
-
-def _kind(event: XidEvent) -> tuple[str, int, str, str]:
-    return event.kind, event.xid, event.bus_id, instance(event)
 
 
 def _evidence(known: table.Xid, place: str, where: str, times: int) -> str:

@@ -1,0 +1,1 @@
+"""Jobs on this node: which process is of which."""
