@@ -145,11 +145,15 @@ class Node:
 
     def another_card(self) -> None:
         """A GPU is on the bus that the driver does not serve."""
-        shutil.copytree(self.sys / "bus/pci/devices" / self._address(), self.sys / "bus/pci/devices/0000:f1:00.0")
+        shutil.copytree(self.sys / "bus/pci/devices" / self._address(), self._other, symlinks=True)
 
     def no_other_card(self) -> None:
         """It is taken out."""
-        shutil.rmtree(self.sys / "bus/pci/devices/0000:f1:00.0")
+        shutil.rmtree(self._other)
+
+    @property
+    def _other(self) -> Path:
+        return self.sys / "bus/pci/devices/0000:f1:00.0"
 
     def _address(self) -> str:
         return linux_address(self.scenario.bus_id(0))

@@ -129,6 +129,8 @@ def _lay_out_gpu(roots: Roots, scenario: Scenario, gpu: int) -> None:
     )
     for name, text in _pci_attributes(scenario, gpu).items():
         _write(roots["sys"] / "bus/pci/devices" / address / name, f"{text}\n")
+    (roots["sys"] / "bus/pci/devices" / address / "driver").symlink_to("../../../../bus/pci/drivers/nvidia")
+    _write(roots["sys"] / f"bus/pci/slots/{gpu + 1}/address", f"{address.partition('.')[0]}\n")
     _node(roots["dev"] / f"nvidia{value['minor']}", _NVIDIA_MAJOR, int(value["minor"] or 0))
     if scenario.get(gpu, "mig_mode") is not None:
         _lay_out_mig(roots, scenario, gpu)

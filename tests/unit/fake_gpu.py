@@ -26,6 +26,7 @@ def idle_gpu(index: int) -> GpuFacts:
         name="NVIDIA H100 80GB HBM3",
         serial=str(1_650_000_000_000 + index),
         vbios="96.00.61.00.01",
+        slot=str(index + 1),
         numa_node=index // 4,
         failed_calls=0,
         utilization=0.0,
@@ -250,7 +251,7 @@ class FakeGpuSource:
         code, text = self._errors[slot]
         return GpuFacts(
             uuid=gpu.uuid, index=index, minor=gpu.minor, bus_id=gpu.bus_id, name=gpu.name, serial=gpu.serial,
-            vbios=gpu.vbios, numa_node=gpu.numa_node, error=code, error_text=text,
+            vbios=gpu.vbios, slot=gpu.slot, numa_node=gpu.numa_node, error=code, error_text=text,
         )  # fmt: skip
 
     @staticmethod
