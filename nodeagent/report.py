@@ -46,6 +46,7 @@ def plain_unit(unit: UnitVerdict) -> dict[str, Any]:
         "bus_id": unit.bus_id,
         "model": unit.model,
         "serial": unit.serial or None,
+        "slot": unit.slot or None,
         "verdict": unit.state,
     }
 
@@ -151,13 +152,20 @@ def locks_document(owners: Mapping[str, Owner]) -> dict[str, Any]:
     return {**schema("locks"), "locks": [lock_entry(unit, owner) for unit, owner in owners.items()]}
 
 
-def check_document(verdict: Verdict) -> dict[str, Any]:
-    """Return `check --json`: `verdict` is the worst of node and GPUs."""
+def check_document(verdict: Verdict, offset: float) -> dict[str, Any]:
+    """Return `check --json`: `verdict` is the worst of node and GPUs.
+
+    `offset` is wall time minus monotonic time: `since` is when a GPU's verdict began.
+    """
     return {
         **schema("check"),
         "verdict": worst_state(verdict),
         "gpus": [
-            {**plain_unit(unit), "findings": [plain_finding(reason) for reason in unit.reasons]}
+            {
+                **plain_unit(unit),
+                "since": iso(offset + unit.since),
+                "findings": [plain_finding(reason) for reason in unit.reasons],
+            }
             for unit in verdict.units
         ],
         "node_findings": [plain_finding(finding) for finding in verdict.node_findings],

@@ -7,8 +7,7 @@ import getpass
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from collections.abc import Collection
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
@@ -16,9 +15,6 @@ from nodeagent.cli.main import complain, say
 from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
 from nodeagent.errors import BadRequest, UnitUnknown, UnknownFormat, UntrustedFile
-from nodeagent.gpu.facts import GpuSource, NodeFacts
-from nodeagent.health.memory import Memory
-from nodeagent.health.verdict import Verdict, judge
 from nodeagent.history.entry import BY_HAND, Entry, as_event
 from nodeagent.lock.store import Store
 from nodeagent.report import status_document
@@ -27,7 +23,6 @@ from nodeagent.state import events
 from nodeagent.state.boot import boot_id
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
-from nodeagent.state.verdict_file import UNKNOWN
 
 
 def loaded(options: argparse.Namespace) -> Loaded:
@@ -81,46 +76,6 @@ def status_of(config: Config, state: Directory | None) -> dict[str, Any]:
         boot_id(config.roots.proc),
         node_name(config),
     )
-
-
-def look(config: Config) -> tuple[Verdict, NodeFacts]:
-    """Read every GPU once, in a probe process that ends afterwards, and judge what was read.
-
-    One look is all there is, so every finding counts at once.
-    """
-    from nodeagent.gpu.probe import ProbeProcess
-
-    source = ProbeProcess(config)
-    try:
-        facts = source.sample()
-    finally:
-        source.close()
-    return _at_once(Memory(), facts, config)[0], facts
-
-
-def watch(config: Config, looks: Callable[[GpuSource], Iterator[NodeFacts]]) -> tuple[Verdict, int]:
-    """Read the GPUs as often as `looks` does, or until the user interrupts; return the last verdict and how often.
-
-    Every finding of the last look counts at once.
-    """
-    from nodeagent.gpu.probe import ProbeProcess
-
-    source = ProbeProcess(config)
-    verdict, memory, count = Verdict("", 0.0, node_state=UNKNOWN), Memory(), 0
-    try:
-        for facts in looks(source):
-            verdict, memory = _at_once(memory, facts, config)
-            count += 1
-    except KeyboardInterrupt:
-        if not count:
-            raise
-    finally:
-        source.close()
-    return verdict, count
-
-
-def _at_once(memory: Memory, facts: NodeFacts, config: Config) -> tuple[Verdict, Memory]:
-    return judge(memory, facts, replace(config.health, default_strikes=1, strikes={}, dwell={}, settle=0.0))
 
 
 def unit_named(config: Config, name: str, also: Collection[str] = ()) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from nodeagent.agent.publish import verdict_file
-from nodeagent.cli.context import loaded, look, open_state
+from nodeagent.cli.context import loaded, open_state
 from nodeagent.cli.main import Exit, complain
 from nodeagent.config.compile import hook_settings
 from nodeagent.config.model import Config
@@ -70,6 +70,8 @@ def _node(config: Config) -> Node:
     boot = boot_id(config.roots.proc)
     verdict, fresh, _ = last_word(state, boot, config.hooks.verdict_max_age)
     if verdict is None or not fresh:
+        from nodeagent.cli.looker import look
+
         seen, facts = look(config)
         try:
             binds = bind_list(config.drivers, facts.driver)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep, time
@@ -12,7 +12,7 @@ from nodeagent.clock import SystemClock
 from nodeagent.config.model import Config
 from nodeagent.config.values import positive_duration
 from nodeagent.errors import BadRequest
-from nodeagent.gpu.facts import GpuSource, NodeFacts
+from nodeagent.gpu.facts import NodeFacts
 from nodeagent.replay.anonymous import Anonymous
 from nodeagent.replay.recording import Header, Recorded, line_of
 from nodeagent.report import iso
@@ -64,7 +64,7 @@ def wish_of(options: argparse.Namespace, config: Config) -> Wish | None:
     return Wish(options.record, options.duration or 0.0, options.interval or config.interval, options.anonymize)
 
 
-def record(source: GpuSource, config: Config, wish: Wish) -> Iterator[NodeFacts]:
+def record(read: Callable[[], NodeFacts], config: Config, wish: Wish) -> Iterator[NodeFacts]:
     """Yield each sweep, as read, once it is written; the file is whole after each line, whatever ends us."""
     hidden = Anonymous() if wish.anonymize else None
     header = Header(VERSION, node_name(config), wish.interval, iso(time()))
@@ -78,8 +78,7 @@ def record(source: GpuSource, config: Config, wish: Wish) -> Iterator[NodeFacts]
         while due <= wish.duration:
             sleep(max(0.0, begun + due - clock.monotonic()))
             at = clock.monotonic() - begun
-            facts = source.sample()
-            facts = replace(facts, xids=source.take_xids())
+            facts = read()
             file.write(f"{line_of(Recorded(round(at, 3), hidden.facts(facts) if hidden else facts))}\n")
             file.flush()
             yield facts

@@ -85,6 +85,7 @@ class UnitMemory:
     bus_id: str = ""
     model: str = ""
     serial: str = ""
+    slot: str = ""
     numa_node: int = -1
     state: str = ""
     since: float = 0.0

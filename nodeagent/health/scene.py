@@ -121,6 +121,7 @@ def _seen(unit: UnitMemory, gpu: GpuFacts, facts: NodeFacts, settings: Health) -
         bus_id=gpu.bus_id or unit.bus_id,
         model=gpu.name or unit.model,
         serial=gpu.serial or unit.serial,
+        slot=gpu.slot or unit.slot,
         numa_node=unit.numa_node if gpu.numa_node is None else gpu.numa_node,
         energy=energy,
         latches=latches,

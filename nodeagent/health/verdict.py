@@ -35,6 +35,7 @@ class UnitVerdict:
     bus_id: str = ""
     model: str = ""
     serial: str = ""
+    slot: str = ""
     numa_node: int = -1
 
     @property
@@ -114,5 +115,6 @@ def _verdict(weighed: Weighed) -> UnitVerdict:
         bus_id=unit.bus_id,
         model=unit.model,
         serial=unit.serial,
+        slot=unit.slot,
         numa_node=unit.numa_node,
     )
