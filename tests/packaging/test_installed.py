@@ -112,6 +112,25 @@ def test_an_xid_of_the_kernel_log_reaches_the_confined_agent(node: Node) -> None
     until(lambda: bool(node.journal(f"MESSAGE_ID={MESSAGE_IDS['xid']}").strip()), 10, "the XID in the journal")
 
 
+def test_a_service_of_nvidias_that_failed_is_told_in_systemds_words(own_node: Node) -> None:
+    machine = own_node.machine
+    unit = "[Service]\nExecStart=/bin/false\n[Install]\nWantedBy=multi-user.target\n"
+    machine.write("/etc/systemd/system/nvidia-persistenced.service", unit)
+    machine.ok("systemctl", "daemon-reload")
+    machine.ok("systemctl", "enable", "nvidia-persistenced")
+    machine.run("systemctl", "start", "nvidia-persistenced")
+    own_node.configure("interval: 1s\nhealth: {strikes: {services: 1}, settle: 0s}\n")
+    machine.ok("systemctl", "restart", UNIT)
+
+    def told() -> list[str]:
+        findings = json.loads(own_node.command("status", "--json").stdout)["node_findings"]
+        return [one["evidence"] for one in findings if one["check"] == "services"]
+
+    until(lambda: bool(told()), 20, "the finding")
+    assert told() == ["service nvidia-persistenced is failed (exit-code); see `systemctl status nvidia-persistenced`"]
+    assert "service nvidia-persistenced is failed" in own_node.command("check").stdout, "also without the agent"
+
+
 # What the agent's features need of the kernel, and what it has no need of; run under the unit's own confinement.
 CONFINED = """
 import ctypes, json, os, socket, subprocess, sys
