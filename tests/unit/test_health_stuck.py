@@ -88,6 +88,12 @@ def test_what_is_explained_or_not_known_is_no_finding(base: dict[str, object], v
     assert set(see(Cycles(), 60, base, **value)) == {"OK"}
 
 
+def test_memory_that_was_held_before_the_mig_mode_is_not_held_against_it() -> None:
+    cycles = Cycles()
+    assert see(cycles, 60, IDLE, memory_used=600 * MIB)[-1] == "DEGRADED"
+    assert see(cycles, 3, IDLE, memory_used=600 * MIB, mig_enabled=True)[-1] == "OK"
+
+
 def test_memory_between_two_jobs_is_no_finding() -> None:
     cycles = Cycles()
     for _ in range(20):
