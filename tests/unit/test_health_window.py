@@ -60,6 +60,20 @@ def test_a_rise_over_a_longer_gap_than_the_window_has_no_date() -> None:
     assert rose([0, 50], step=TEN_MINUTES + 1).amount == 0
 
 
+def test_a_bucket_is_a_twelfth_of_the_window() -> None:
+    buckets = stood([1.0] * 12).buckets
+    assert buckets == ((BEGIN + 10, 50.0, 50.0), (BEGIN + 60, 50.0, 50.0), (BEGIN + 110, 10.0, 10.0))
+
+
+def test_a_bucket_that_is_as_old_as_the_window_is_forgotten() -> None:
+    assert rose([0, 7, *[7] * 59]).amount == 7
+    assert rose([0, 7, *[7] * 60]).amount == 0
+
+
+def test_what_stood_is_told_in_whole_minutes() -> None:
+    assert stood([1.0] * 37 + [0.0] * 18).minutes == "6 of the last 9 minutes"
+
+
 def test_a_level_counts_the_seconds_for_which_it_stood() -> None:
     assert stood([1]).amount == 0, "a single reading says nothing of a time"
     assert stood([1, 1, 1]).amount == 20
