@@ -209,6 +209,14 @@ def test_a_clean_run_takes_it_back_and_a_check_that_has_not_run_yet_does_not() -
     assert cycles.state(0) == "OK"
 
 
+def test_what_was_found_on_the_node_stays_until_the_check_has_run_as_well() -> None:
+    cycles = Cycles(Health(recover=2))
+    assert cycles.see(gpu(0), site=(FAILED,)).node_state == "FAILED"
+    for _ in range(5):
+        assert cycles.see(gpu(0), site=(SiteResult("nhc", NOT_YET),)).node_state == "FAILED"
+    assert [cycles.see(gpu(0), site=(FINE,)).node_state for _ in range(2)] == ["FAILED", "OK"]
+
+
 @pytest.mark.parametrize(
     "silent", [SiteResult("nhc", HUNG, 200.0, timeout=60.0), SiteResult("nhc", BROKEN, 200.0), replace(FINE, status=-9)]
 )
