@@ -12,6 +12,8 @@ BESIDE = ("test_leftover.py", "test_site_check.py")
 """Tests of health/ whose names do not begin with test_health_."""
 QUICK = ("no:cacheprovider", "no:unraisableexception", "no:threadexception", "no:logging")
 """pytest's plugins that no test here needs; without them a mutant is tried in half of the time."""
+ALSO = ("use_git_change_detection = false", "timeout_multiplier = 4")
+"""What is tried is a copy that is made anew, not the tree; a mutant may take four times as long as the code does."""
 
 
 def make(place: Path) -> None:
@@ -44,7 +46,7 @@ def settings(files: list[str]) -> str:
         "pytest_add_cli_args_test_selection": files,
     }
     lines = [f"{name} =\n" + "\n".join(f"    {value}" for value in values) for name, values in lists.items()]
-    return "\n".join(["[mutmut]", *lines, "use_git_change_detection = false", ""])
+    return "\n".join(["[mutmut]", *lines, *ALSO, ""])
 
 
 def without_property_decorators(source: str) -> str:

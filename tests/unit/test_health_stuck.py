@@ -46,7 +46,7 @@ def see(cycles: Cycles, readings: int, base: dict[str, object], **values: object
             f"{PLACE} says that it works at full load, without a process, for 6 of the last 6 minutes",
         ),
         (
-            *(BUSY, {"sm_clock": 989e6}, "stuck-readings"),
+            *(BUSY, {"sm_clock": 989e6, "utilization": 0.9}, "stuck-readings"),
             f"{PLACE} worked at a low clock, for no reason that it names, for 6 of the last 6 minutes",
         ),
     ],
