@@ -176,9 +176,7 @@ def test_a_late_xid_of_a_gpu_of_which_no_energy_was_known_counts() -> None:
         (node(nvml_error=9), "", (uuid(0), uuid(1))),
     ],
 )
-def test_where_a_sweep_stopped_and_whom_it_did_not_read(
-    facts: NodeFacts, stopped: str, unread: tuple[str, ...]
-) -> None:
+def test_where_a_sweep_stopped_and_what_it_left(facts: NodeFacts, stopped: str, unread: tuple[str, ...]) -> None:
     scene = seen(facts)
     assert (scene.stopped, scene.unread) == (stopped, unread)
     assert stopped not in scene.read
