@@ -64,6 +64,7 @@ def test_a_gpu_that_is_new_is_known_by_what_it_says() -> None:
         ({"nvlink_active": 19}, 19),
         ({"nvlink_active": None}, 18),
         ({"nvlink_active": 19, "mig_enabled": True}, 18),
+        ({"nvlink_active": 19, "mig_enabled": True, "energy": 999.0}, 0),
         ({"nvlink_active": 12, "energy": 999.0}, 12),
         ({"nvlink_active": None, "energy": 999.0}, 0),
         ({"nvlink_active": 12, "energy": 1000.0}, 18),

@@ -98,6 +98,11 @@ def test_a_share_of_what_was_observed_needs_a_least_time() -> None:
     assert not sustained(None, 0.6, 60)
 
 
+def test_a_share_of_nothing_is_any_time_at_all_but_some() -> None:
+    assert not sustained(stood([0, 0, 0]), 0.0, 60)
+    assert sustained(stood([0, 1], step=1.0), 0.0, 60)
+
+
 def test_a_share_ends_when_the_good_time_has_pushed_the_bad_out() -> None:
     levels = [1.0] * 61
     assert sustained(stood(levels), 0.6, TEN_MINUTES)
