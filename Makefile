@@ -36,7 +36,7 @@ corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days thro
 
 mutants: $(STAMP)  ## faults put into nodeagent/health/ one by one: 90 % of them have to fail a test; some minutes
 	@$(BIN)/python -m pip --disable-pip-version-check -qq install -r requirements-mutants.txt
-	@$(BIN)/python -m tests.mutants
+	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 bench: $(STAMP)  ## hooks against a bare interpreter, agent at rest; prints the figures with their limits
 	$(BIN)/python -m bench

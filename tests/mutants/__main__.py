@@ -1,6 +1,6 @@
 """`make mutants`: small faults put into nodeagent/health one by one; fails where too many of them pass its tests.
 
-`python -m tests.mutants 'nodeagent.health.verdict.*' …` tries the mutants of those names alone.
+`make mutants MUTANTS='nodeagent.health.verdict.*'` tries the mutants of those names alone.
 """
 
 from __future__ import annotations
