@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint docs soak corpus bench rpm clean
+.PHONY: help demo test unit lint docs soak corpus mutants bench rpm clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,10 @@ soak: $(STAMP)  ## the race test at ten times its size: a million operations on 
 
 corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days through the engine; prints what it found
 	@$(BIN)/python -m tests.corpus
+
+mutants: $(STAMP)  ## faults put into nodeagent/health/ one by one: 90 % of them have to fail a test; some minutes
+	@$(BIN)/python -m pip --disable-pip-version-check -qq install -r requirements-mutants.txt
+	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 bench: $(STAMP)  ## hooks against a bare interpreter, agent at rest; prints the figures with their limits
 	$(BIN)/python -m bench

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from nodeagent.health.memory import EccWatch
 
 HOUR = 3600.0
@@ -20,8 +18,9 @@ def watch(old: EccWatch | None, count: int | None, restarted: bool, per_hour: fl
         return old
     if old is None:
         return EccWatch(count, count, now)
+    baseline, since = old.baseline, old.since
     if restarted or count < old.last:
-        old = EccWatch(0, 0, now)
-    elif now - old.since >= HOUR and not old.tripped:
-        old = EccWatch(old.last, old.last, now)
-    return replace(old, last=count, tripped=count - old.baseline > per_hour)
+        baseline, since = 0, now
+    elif now - since >= HOUR and not old.tripped:
+        baseline, since = old.last, now
+    return EccWatch(baseline, count, since, tripped=count - baseline > per_hour)

@@ -48,9 +48,9 @@ class Scene:
 
     def without_gpus(self, settings: Health) -> bool:
         """Say whether this is a node without GPUs, on which nothing of NVIDIA's has to work."""
-        if settings.expected_gpus == 0 and not self.facts.gpus:
-            return True
-        if settings.expected_gpus > 0 or self.units or self.facts.gpus:
+        if settings.expected_gpus >= 0:
+            return settings.expected_gpus == 0 and not self.facts.gpus
+        if self.units or self.facts.gpus:
             return False
         return self.facts.pci == {} or (self.facts.pci is None and self.complete)
 

@@ -84,12 +84,12 @@ def _held(
 
 
 def _state(standing: Sequence[Standing], doubt: bool) -> str:
-    worst = max((one.severity for one in standing), default=Severity.INFO)
-    if worst is Severity.ERROR:
+    severities = {one.severity for one in standing}
+    if Severity.ERROR in severities:
         return FAILED
     if doubt:
         return UNKNOWN
-    return DEGRADED if worst is Severity.WARNING else OK
+    return DEGRADED if Severity.WARNING in severities else OK
 
 
 def _shown(one: Standing, is_fresh: bool, now: float, settings: Health) -> tuple[Finding, ...]:

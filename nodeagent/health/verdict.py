@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nodeagent.config.model import Health
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.checks import CHECKS, NODE_SERIES, SERIES, site
-from nodeagent.health.finding import Finding, RecoveryAction, Severity
+from nodeagent.health.finding import Finding, RecoveryAction
 from nodeagent.health.memory import Memory, clear, from_plain, to_plain
 from nodeagent.health.scene import Scene, observe
 from nodeagent.health.series import follow
@@ -45,8 +45,8 @@ class UnitVerdict:
         What a milder one asks for is told with it and not done: a hot GPU that has to be reset waits for nobody to
         inspect it.
         """
-        worst = max((reason.severity for reason in self.reasons), default=Severity.INFO)
-        return max((one.action for one in self.reasons if one.severity is worst), default=RecoveryAction.NONE)
+        worst = max(self.reasons, key=lambda reason: (reason.severity, reason.action), default=None)
+        return RecoveryAction.NONE if worst is None else worst.action
 
 
 @dataclass(frozen=True)

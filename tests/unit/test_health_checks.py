@@ -118,24 +118,41 @@ def test_a_nameless_gpu_that_a_missing_one_explains_is_not_counted_twice() -> No
 
 
 @pytest.mark.parametrize(
-    ("value", "state", "action"),
+    ("value", "state", "action", "words"),
     [
-        (0, "OK", RecoveryAction.NONE),
-        (None, "OK", RecoveryAction.NONE),
-        (1, "FAILED", RecoveryAction.RESET_GPU),
-        (2, "FAILED", RecoveryAction.REBOOT_NODE),
-        (3, "FAILED", RecoveryAction.RESET_GPU),
-        (4, "FAILED", RecoveryAction.RESET_GPU),
-        (5, "FAILED", RecoveryAction.REBOOT_NODE),
-        (6, "FAILED", RecoveryAction.RESET_GPU),
-        (7, "FAILED", RecoveryAction.REBOOT_NODE),
-        (8, "UNKNOWN", RecoveryAction.NONE),
+        (1, "FAILED", RecoveryAction.RESET_GPU, "GPU reset (recovery action 1)"),
+        (2, "FAILED", RecoveryAction.REBOOT_NODE, "node reboot (recovery action 2)"),
+        (3, "FAILED", RecoveryAction.RESET_GPU, "drain P2P (recovery action 3)"),
+        (4, "FAILED", RecoveryAction.RESET_GPU, "drain P2P and reset (recovery action 4)"),
+        (5, "FAILED", RecoveryAction.REBOOT_NODE, "recover the IMEX domain (recovery action 5)"),
+        (6, "FAILED", RecoveryAction.RESET_GPU, "bus reset (recovery action 6)"),
+        (7, "FAILED", RecoveryAction.REBOOT_NODE, "system reboot (recovery action 7)"),
+        (8, "UNKNOWN", RecoveryAction.NONE, "an unknown recovery action 8"),
     ],
 )
-def test_the_drivers_recovery_action(value: int | None, state: str, action: RecoveryAction) -> None:
+def test_the_drivers_recovery_action(value: int, state: str, action: RecoveryAction, words: str) -> None:
     cycles = Cycles()
     cycles.see(gpu(0, recovery_action=value))
     assert (cycles.state(0), cycles.unit(0).action) == (state, action)
+    (reason,) = cycles.unit(0).reasons
+    assert (reason.check, reason.evidence) == (
+        "reset-required",
+        f"GPU 0 {bus(0)}: the driver asks for {words}",
+    )
+
+
+@pytest.mark.parametrize("value", [0, None])
+def test_a_driver_that_asks_for_nothing(value: int | None) -> None:
+    cycles = Cycles()
+    cycles.see(gpu(0, recovery_action=value))
+    assert (cycles.state(0), cycles.unit(0).reasons) == ("OK", ())
+
+
+def test_severities_and_actions_are_in_the_order_of_their_gravity_and_have_the_words_of_the_configuration() -> None:
+    assert sorted(Severity) == [Severity.INFO, Severity.WARNING, Severity.UNKNOWN, Severity.ERROR]
+    words = ["none", "restart_application", "reset_gpu", "reboot_node", "inspect_hardware"]
+    assert [action.word for action in sorted(RecoveryAction)] == words
+    assert [RecoveryAction.of(word) for word in words] == sorted(RecoveryAction)
 
 
 def test_reset_required() -> None:

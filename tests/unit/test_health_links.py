@@ -134,6 +134,7 @@ def test_a_link_that_is_down_for_a_neighbours_reset_is_no_fault() -> None:
         ({"nvlink_active": 0, "fabric_state": 0}, 18, "OK"),
         ({"nvlink_active": 12, "fabric_state": 0, "name": "another model"}, 18, "OK"),
         ({"nvlink_active": 12, "nvlink_total": 12}, 18, "OK"),
+        ({"nvlink_active": 0, "nvlink_total": None}, 18, "OK"),
         ({"nvlink_active": 12, "mig_enabled": True}, 18, "OK"),
         ({"nvlink_active": None}, 18, "OK"),
     ],
@@ -166,6 +167,13 @@ def test_a_mig_mode_that_takes_the_links_down_is_no_fault() -> None:
     cycles = Cycles()
     see(cycles, 3)
     assert set(see(cycles, 30, nvlink_active=0, mig_enabled=True)) == {"OK"}
+
+
+def test_links_that_were_down_before_the_mig_mode_are_not_held_against_it() -> None:
+    cycles = Cycles()
+    see(cycles, 2)
+    assert see(cycles, 5, nvlink_active=17)[-1] == "FAILED"
+    assert see(cycles, 3, nvlink_active=0, mig_enabled=True)[-1] == "OK"
 
 
 def test_errors_on_links_count_by_their_rate() -> None:

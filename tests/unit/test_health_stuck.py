@@ -46,7 +46,7 @@ def see(cycles: Cycles, readings: int, base: dict[str, object], **values: object
             f"{PLACE} says that it works at full load, without a process, for 6 of the last 6 minutes",
         ),
         (
-            *(BUSY, {"sm_clock": 989e6}, "stuck-readings"),
+            *(BUSY, {"sm_clock": 989e6, "utilization": 0.9}, "stuck-readings"),
             f"{PLACE} worked at a low clock, for no reason that it names, for 6 of the last 6 minutes",
         ),
     ],
@@ -86,6 +86,12 @@ def test_a_reading_that_makes_no_sense_for_six_minutes(
 )
 def test_what_is_explained_or_not_known_is_no_finding(base: dict[str, object], value: dict[str, object]) -> None:
     assert set(see(Cycles(), 60, base, **value)) == {"OK"}
+
+
+def test_memory_that_was_held_before_the_mig_mode_is_not_held_against_it() -> None:
+    cycles = Cycles()
+    assert see(cycles, 60, IDLE, memory_used=600 * MIB)[-1] == "DEGRADED"
+    assert see(cycles, 3, IDLE, memory_used=600 * MIB, mig_enabled=True)[-1] == "OK"
 
 
 def test_memory_between_two_jobs_is_no_finding() -> None:

@@ -60,6 +60,20 @@ def test_a_rise_over_a_longer_gap_than_the_window_has_no_date() -> None:
     assert rose([0, 50], step=TEN_MINUTES + 1).amount == 0
 
 
+def test_a_bucket_is_a_twelfth_of_the_window() -> None:
+    buckets = stood([1.0] * 12).buckets
+    assert buckets == ((BEGIN + 10, 50.0, 50.0), (BEGIN + 60, 50.0, 50.0), (BEGIN + 110, 10.0, 10.0))
+
+
+def test_a_bucket_that_is_as_old_as_the_window_is_forgotten() -> None:
+    assert rose([0, 7, *[7] * 59]).amount == 7
+    assert rose([0, 7, *[7] * 60]).amount == 0
+
+
+def test_what_stood_is_told_in_whole_minutes() -> None:
+    assert stood([1.0] * 37 + [0.0] * 18).minutes == "6 of the last 9 minutes"
+
+
 def test_a_level_counts_the_seconds_for_which_it_stood() -> None:
     assert stood([1]).amount == 0, "a single reading says nothing of a time"
     assert stood([1, 1, 1]).amount == 20
@@ -82,6 +96,11 @@ def test_a_share_of_what_was_observed_needs_a_least_time() -> None:
     assert sustained(stood([1, 1, 1, 1, 1]), 0.6, 60)
     assert not sustained(stood([1, 1, 1, 1, 1, *[0] * 20]), 0.6, 60), "good time counts against it"
     assert not sustained(None, 0.6, 60)
+
+
+def test_a_share_of_nothing_is_any_time_at_all_but_some() -> None:
+    assert not sustained(stood([0, 0, 0]), 0.0, 60)
+    assert sustained(stood([0, 1], step=1.0), 0.0, 60)
 
 
 def test_a_share_ends_when_the_good_time_has_pushed_the_bad_out() -> None:

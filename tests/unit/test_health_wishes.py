@@ -20,6 +20,8 @@ AS_WANTED = {"persistence": True, "compute_mode": 3, "ecc_enabled": True, "mig_e
     [
         ({"persistence": False}, NONE, f"persistence mode of {PLACE} is off, and on is wanted"),
         ({"compute_mode": 0}, NONE, f"compute mode of {PLACE} is default, and exclusive_process is wanted"),
+        ({"compute_mode": 1}, NONE, f"compute mode of {PLACE} is exclusive_thread, and exclusive_process is wanted"),
+        ({"compute_mode": 2}, NONE, f"compute mode of {PLACE} is prohibited, and exclusive_process is wanted"),
         ({"compute_mode": 9}, NONE, f"compute mode of {PLACE} is 9, and exclusive_process is wanted"),
         ({"ecc_enabled": False}, RESET, f"ECC of {PLACE} is off, and on is wanted"),
         ({"mig_enabled": True}, RESET, f"MIG mode of {PLACE} is on, and off is wanted"),

@@ -27,7 +27,9 @@ def test_an_idle_gpu_is_clean_up_to_the_limit() -> None:
     assert left(gpu(used=LIMIT)) is None
     soiled = left(gpu(used=LIMIT + (1 << 20)))
     assert soiled is not None and (soiled.check, soiled.action) == (MEMORY, RecoveryAction.RESET_GPU)
-    assert "513 MiB" in soiled.evidence
+    assert soiled.evidence == "513 MiB are in use and no process has them"
+    assert left(gpu(used=LIMIT + 1)) is not None
+    assert left(gpu(Process(11, 0), used=LIMIT + 1)) is not None, "a process that uses nothing explains nothing"
 
 
 def test_memory_that_nvml_does_not_tell_is_not_judged() -> None:
@@ -40,6 +42,19 @@ def test_a_process_of_the_jobs_user_or_of_none_is_the_jobs() -> None:
         soiled = left(gpu(Process(pid, GIB), Process(12, GIB), used=2 * GIB))
         assert soiled is not None and (soiled.check, soiled.processes) == (PROCESS, (pid,))
         assert soiled.action is RecoveryAction.REBOOT_NODE
+        assert soiled.evidence == f"the job's process {pid} is still on the GPU"
+
+
+def test_of_many_processes_the_first_eight_are_named_and_all_are_told() -> None:
+    soiled = left(gpu(*(Process(pid) for pid in range(100, 109))))
+    assert soiled is not None and soiled.processes == tuple(range(100, 109))
+    named = ", ".join(map(str, range(100, 108)))
+    assert soiled.evidence == f"the job's process {named} is still on the GPU"
+
+
+def test_the_first_user_after_root_is_a_user() -> None:
+    soiled = left_on(gpu(Process(10)), idle_gpu(0).uuid, 1, lambda pid: 1, LIMIT)
+    assert soiled is not None and soiled.check == PROCESS
 
 
 def test_processes_of_others_are_left_alone_and_what_they_use_is_theirs() -> None:

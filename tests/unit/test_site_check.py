@@ -62,7 +62,7 @@ def test_the_text_may_name_the_gpus(line: str, units: list[str]) -> None:
 def test_lines_of_json_are_findings_of_their_own() -> None:
     lines = [
         {"unit": "1", "severity": "warning", "action": "reset_gpu", "evidence": "slow"},
-        {"unit": bus(0), "evidence": "broken"},
+        {"unit": f" {bus(0).upper()} ", "evidence": "broken"},
         {"evidence": "a fan"},
         {"unit": "GPU-unknown", "evidence": "who?"},
     ]
@@ -79,7 +79,7 @@ def test_lines_of_json_are_findings_of_their_own() -> None:
 
 def test_a_failure_whose_json_tells_nothing_grave_is_still_a_failure() -> None:
     info = json.dumps({"severity": "info", "evidence": "by the way"})
-    findings = found(replace(FAILED, output=f"{info}\nwhy\n"))
+    findings = found(replace(FAILED, output=f"  {info}\nwhy\n"))
     assert [(one.severity, one.evidence) for one in findings] == [
         (Severity.INFO, "by the way"),
         (Severity.ERROR, "nhc: why (exit status 1)"),
@@ -103,19 +103,53 @@ def test_gibberish_is_a_fault_of_the_check_and_takes_nothing_out_of_service(line
     [
         (SiteResult("nhc", HUNG, 1.0, timeout=60.0), "did not end within 60 s and was ended"),
         (SiteResult("nhc", BROKEN, 1.0, why="cannot be started: no user x"), "cannot be started: no user x"),
+        (SiteResult("nhc", BROKEN, 1.0), "could not be run"),
         (SiteResult("nhc", ENDED, 1.0, -11), "was ended by signal 11"),
         (SiteResult("nhc", ENDED, 1.0, 127, "nhc: not found"), "could not run (exit status 127): nhc: not found"),
+        (SiteResult("nhc", ENDED, 1.0, 126, "\n"), "could not run (exit status 126): no word"),
     ],
 )
 def test_a_check_that_does_not_work_says_nothing_about_the_node(result: SiteResult, words: str) -> None:
-    [one] = found(replace(result, severity="error", action="reboot_node"))
-    assert (one.severity, one.action) == (Severity.WARNING, RecoveryAction.NONE)
-    assert one.evidence == f"the site's check nhc {words}"
+    assert found(replace(result, severity="error", action="reboot_node")) == [
+        Finding("site-nhc", "", Severity.WARNING, f"the site's check nhc {words}", at=1.0)
+    ]
+
+
+def test_each_gpu_that_the_text_names_has_the_first_line_that_names_it() -> None:
+    text = f"first GPU 1\nthen GPU 0 and GPU 1\n{bus(0)} again\n"
+    assert [(one.unit, one.evidence) for one in found(replace(FAILED, output=text, unit_from="text"))] == [
+        (uuid(1), "nhc: first GPU 1 (exit status 1)"),
+        (uuid(0), "nhc: then GPU 0 and GPU 1 (exit status 1)"),
+    ]
+
+
+@pytest.mark.parametrize("name", [uuid(0xAB), uuid(0xAB).upper(), uuid(0xAB).lower(), "00000000:AB:00.0", "171"])
+def test_a_gpu_is_meant_by_its_uuid_bus_id_or_index_in_any_case(name: str) -> None:
+    one = gpu(0xAB, bus_id="00000000:ab:00.0")
+    line = json.dumps({"unit": name, "evidence": "bad"})
+    scene = observe(Memory(), node(gpu(0), one, site=(replace(FINE, output=line),)), Health())
+    assert [finding.unit for finding in site.find(scene, Health())] == [one.uuid]
+
+
+def test_a_gpu_of_which_no_index_is_known_is_not_meant_by_minus_one() -> None:
+    line = json.dumps({"unit": "-1", "evidence": "bad"})
+    scene = observe(Memory(), node(gpu(0, index=None), site=(replace(FINE, output=line),)), Health())
+    assert [finding.unit for finding in site.find(scene, Health())] == [""]
+
+
+def test_what_a_check_calls_a_gpu_is_cut_in_the_evidence() -> None:
+    [one] = found(replace(FINE, output=json.dumps({"unit": "x" * 61, "evidence": "bad"})))
+    assert one.evidence == f"bad (on {'x' * 60}, which is no GPU of this node)"
+
+
+def test_json_may_be_indented() -> None:
+    [one] = found(replace(FAILED, output='  {"evidence": "bad", "severity": "warning"}\n'))
+    assert (one.evidence, one.severity) == ("bad", Severity.WARNING)
 
 
 def test_what_is_printed_is_cut_and_of_one_line() -> None:
     [one] = found(replace(FAILED, output="a\tb\x1b[31m\x07" + "x" * 10_000))
-    assert one.evidence.isprintable() and len(one.evidence) < 350
+    assert one.evidence == f"nhc: a b[31m{'x' * 293} (exit status 1)"
     many = "".join(json.dumps({"evidence": str(n)}) + "\n" for n in range(1000))
     assert len(found(replace(FAILED, output=many))) == site.MOST_FINDINGS
 
@@ -173,6 +207,14 @@ def test_a_clean_run_takes_it_back_and_a_check_that_has_not_run_yet_does_not() -
     assert cycles.state(0) == "FAILED"
     cycles.see(gpu(0), site=(FINE,))
     assert cycles.state(0) == "OK"
+
+
+def test_what_was_found_on_the_node_stays_until_the_check_has_run_as_well() -> None:
+    cycles = Cycles(Health(recover=2))
+    assert cycles.see(gpu(0), site=(FAILED,)).node_state == "FAILED"
+    for _ in range(5):
+        assert cycles.see(gpu(0), site=(SiteResult("nhc", NOT_YET),)).node_state == "FAILED"
+    assert [cycles.see(gpu(0), site=(FINE,)).node_state for _ in range(2)] == ["FAILED", "OK"]
 
 
 @pytest.mark.parametrize(

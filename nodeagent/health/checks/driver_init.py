@@ -27,7 +27,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
     code = scene.facts.nvml_error
     if code is None or scene.module_missing or scene.without_gpus(settings):
         return
-    evidence = f"NVML does not start: {_why(scene.facts)}"
+    evidence = f"NVML does not start: {_why(code, scene.facts)}"
     if code in PROBERS_OWN:
         yield Finding(NAME, "", Severity.UNKNOWN, evidence)
     else:
@@ -36,7 +36,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
         yield Finding(NAME, uuid, Severity.UNKNOWN, f"not read: {evidence}")
 
 
-def _why(facts: NodeFacts) -> str:
+def _why(code: int, facts: NodeFacts) -> str:
     module = f"kernel module {facts.kernel_driver}" if facts.kernel_driver else "no kernel module seen"
     known = {
         9: f"the driver is not loaded ({module}) (9)",
@@ -45,4 +45,4 @@ def _why(facts: NodeFacts) -> str:
         18: f"versions of driver library and kernel module differ ({module}) (18)",
     }
     text = " ".join(facts.nvml_error_text.split()) or "no text"
-    return known.get(facts.nvml_error or 0, f"{text} ({module}) ({facts.nvml_error})")
+    return known.get(code, f"{text} ({module}) ({code})")

@@ -29,20 +29,16 @@ CAUSES = {
 }
 
 
-def _named(mask: int, named: int) -> Series:
-    """Follow whether the reasons, as far as `mask` lets them through, are those."""
-
-    def read(sight: Sight) -> float | None:
-        reasons = sight.gpu.slowdown_reasons
-        return None if reasons is None else float(reasons & mask == named)
-
-    return Series(read, window_length)
+def _level(sight: Sight, mask: int, named: int) -> float | None:
+    """Whether the reasons, as far as `mask` lets them through, are those."""
+    reasons = sight.gpu.slowdown_reasons
+    return None if reasons is None else float(reasons & mask == named)
 
 
 SERIES = {
-    UNNAMED: _named(SLOWDOWN | THERMAL | POWER_BRAKE, SLOWDOWN),
-    HEAT: _named(THERMAL, THERMAL),
-    BRAKE: _named(POWER_BRAKE, POWER_BRAKE),
+    UNNAMED: Series(lambda sight: _level(sight, SLOWDOWN | THERMAL | POWER_BRAKE, SLOWDOWN), window_length),
+    HEAT: Series(lambda sight: _level(sight, THERMAL, THERMAL), window_length),
+    BRAKE: Series(lambda sight: _level(sight, POWER_BRAKE, POWER_BRAKE), window_length),
 }
 
 

@@ -37,7 +37,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
     for uuid, gpu in scene.read.items():
         unit = scene.units[uuid]
         window = unit.windows.get(NAME)
-        if window is not None and long_enough(window, settings):
+        if window is not None and long_enough(window, settings) and not gpu.mig_enabled:
             now = "unknown" if gpu.memory_used is None else f"{gpu.memory_used // MIB} MiB"
             evidence = f"memory of {unit.place} was in use without a process for {window.minutes} (now: {now})"
             yield Finding(NAME, uuid, Severity.WARNING, evidence, RecoveryAction.RESET_GPU)

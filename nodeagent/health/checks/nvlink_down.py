@@ -28,9 +28,9 @@ FABRIC_COMPLETED = 3
 
 def _wanted(gpu: GpuFacts, scene: Scene, settings: Health) -> int:
     """How many links ought to be up, as far as that can be known."""
-    peers = [other.nvlink_active or 0 for other in scene.read.values() if _comparable(gpu, other)]
+    peers = [one.nvlink_active for one in scene.read.values() if one.nvlink_active and _comparable(gpu, one)]
     fabric = gpu.nvlink_total or 0 if gpu.fabric_state == FABRIC_COMPLETED else 0
-    return max(settings.nvlink.links, fabric, max(peers, default=0) if gpu.nvlink_active else 0)
+    return max(settings.nvlink.links, fabric, *(peers if gpu.nvlink_active else ()))
 
 
 def _comparable(gpu: GpuFacts, other: GpuFacts) -> bool:
@@ -51,7 +51,9 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
     """Yield the GPUs with links that are down."""
     for uuid, gpu in scene.read.items():
         unit = scene.units[uuid]
-        if gpu.nvlink_active is None or not sustained(unit.windows.get(NAME), settings.sustained.share, MINUTE):
+        if gpu.nvlink_active is None or gpu.mig_enabled:
+            continue
+        if not sustained(unit.windows.get(NAME), settings.sustained.share, MINUTE):
             continue
         wanted = max(unit.nvlinks, _wanted(gpu, scene, settings))
         if gpu.nvlink_active >= wanted:

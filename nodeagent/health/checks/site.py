@@ -114,7 +114,8 @@ def _unit(scene: Scene, name: str) -> str:
     """The GPU that a check means by a UUID, a bus id or an index; empty: none."""
     word = name.strip().lower()
     for uuid, unit in scene.units.items():
-        if word and word in (uuid.lower(), unit.bus_id.lower(), str(unit.index) if unit.index >= 0 else uuid.lower()):
+        named = word in (uuid.lower(), unit.bus_id.lower()) or (unit.index >= 0 and word == str(unit.index))
+        if word and named:
             return uuid
     return ""
 
