@@ -30,6 +30,21 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class Released:
+    """The driver has been let go, so that somebody can reset a GPU: no GPU is asked `until` then (monotonic seconds).
+
+    `by` is who wanted it, `request` the token of that request. `still_open` counts the agent's processes that may have
+    it open all the same. Without a `kernel_log` XIDs are not seen meanwhile.
+    """
+
+    until: float
+    by: str = ""
+    request: str = ""
+    still_open: int = 0
+    kernel_log: bool = True
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What one cycle found and did. `monotonic` and `wall` are when it ended, `drain_reason` is ours, if drained."""
 
@@ -46,5 +61,6 @@ class Snapshot:
     """GPU → how many jobs may have it at a time: its shares or its instances."""
     counters: Counters = field(default_factory=Counters)
     history: Keeping = field(default_factory=Keeping)
+    released: Released | None = None
     cycle_seconds: float = 0.0
     version: str = ""

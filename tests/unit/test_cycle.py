@@ -681,11 +681,11 @@ def test_a_dead_file_server_is_asked_ever_more_seldom(bench: Bench, monkeypatch:
         asked.append(bench.clock.now)
         raise CommandFailed(["/usr/bin/find"], None, "")
 
-    monkeypatch.setattr("nodeagent.agent.cycle.bind_list", hang)
+    monkeypatch.setattr("nodeagent.agent.driver_set.bind_list", hang)
     bench.run(200)
     pauses = [b - a for a, b in zip(asked, asked[1:])]
     assert len(asked) < 8 and all(b == 2 * a for a, b in zip(pauses, pauses[1:]))
-    monkeypatch.setattr("nodeagent.agent.cycle.bind_list", lambda *_: "/d:/nvbin:ro")
+    monkeypatch.setattr("nodeagent.agent.driver_set.bind_list", lambda *_: "/d:/nvbin:ro")
     bench.run(1000)
     assert read_verdict(bench.state).binds == "/d:/nvbin:ro"
 
@@ -853,10 +853,16 @@ class FakeSite:
         self.asked_anew = 0
         self.closed = False
         self.busy: list[bool] = []
+        self.resting: list[bool] = []
+        self.running = 0
 
-    def step(self, checks: object, is_busy: Callable[[], bool]) -> tuple[SiteResult, ...]:
+    def step(self, checks: object, is_busy: Callable[[], bool], resting: bool = False) -> tuple[SiteResult, ...]:
         self.busy.append(is_busy())
+        self.resting.append(resting)
         return self.results
+
+    def left(self) -> tuple[int, int]:
+        return self.running, 0
 
     def again(self) -> None:
         self.asked_anew += 1
