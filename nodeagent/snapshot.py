@@ -25,6 +25,8 @@ class Counters:
     probe_crashes: int = 0
     probes_abandoned: int = 0
     """Probe processes that could not be ended because they are in state D."""
+    kernel_log_overruns: int = 0
+    """How often the kernel overwrote records of its log before they were read: XIDs may be missing."""
     site_checks: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(check of the site's, ended|failed|hung|broken|stopped|abandoned) -> how often."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from nodeagent.agent.journal import Log
 from nodeagent.gpu.facts import GpuSource
 from nodeagent.snapshot import Counters
 
@@ -14,6 +15,16 @@ class Counts:
     def __init__(self) -> None:
         self.xids: Counter[tuple[str, int]] = Counter()
         self.hook_events: Counter[str] = Counter()
+        self._overruns = 0
+
+    def say_lost(self, source: GpuSource, log: Log) -> None:
+        """Say it if XIDs may have been lost since this was last asked."""
+        overruns = getattr(source, "overruns", 0)
+        if overruns > self._overruns:
+            log.warning(
+                "xids_lost", times=overruns - self._overruns, why="the kernel log was overwritten before it was read"
+            )
+        self._overruns = overruns
 
     def frozen(
         self,
@@ -31,5 +42,6 @@ class Counts:
             getattr(source, "timeouts", 0),
             getattr(source, "crashes", 0),
             getattr(source, "abandoned", 0),
+            getattr(source, "overruns", 0),
             dict(site),
         )

@@ -5,38 +5,33 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
-from typing import Protocol
 
-from nodeagent.agent.actions import Actions
 from nodeagent.agent.chronicle import Chronicle
 from nodeagent.agent.cleaner import Cleaner
 from nodeagent.agent.completer import Completer
 from nodeagent.agent.counts import Counts
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.driver_set import DriverSet
-from nodeagent.agent.journal import Log
 from nodeagent.agent.lending import RELEASE_DRIVER, Lender, lending
+from nodeagent.agent.ports import Ports
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
-from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError, StateGone
 from nodeagent.external.schedule import SiteChecks
-from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
+from nodeagent.gpu.facts import NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, explains, from_plain, to_plain
 from nodeagent.health.overheard import overheard
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
 from nodeagent.health.xid import latches, look_up
-from nodeagent.history.entry import BY_HAND, History, NoHistory
+from nodeagent.history.entry import BY_HAND
 from nodeagent.report import published
-from nodeagent.scheduler.port import Scheduler
 from nodeagent.snapshot import Snapshot
 from nodeagent.state import events, reruns
 from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_document
-from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import VERDICT
 
 _DAY = 86400.0
@@ -44,29 +39,6 @@ _CONFLICT = "conflict"
 _QUIET_EVENTS = ("grant", "release")
 _EVENTS = ("xid", "ecc-uncorrected")
 RESTORED_BY_HAND = "restored_by_hand"  # the event by which `restore` tells the agent to forget latched XIDs
-
-
-class HookConfWriter(Protocol):
-    """Writes hook.conf. `complete` is false while the scheduler has not told all that goes into it."""
-
-    complete: bool
-
-    def __call__(self) -> None:
-        """Ask again and write."""
-
-
-@dataclass
-class Ports:
-    """What a cycle touches outside itself."""
-
-    state: Directory
-    source: GpuSource
-    scheduler: Scheduler
-    actions: Actions
-    clock: Clock
-    log: Log
-    hook_conf: HookConfWriter
-    history: History = field(default_factory=NoHistory)
 
 
 class Cycle:
@@ -238,6 +210,7 @@ class Cycle:
         else:
             self._swept = facts = swept
         self.witnessed()
+        self._counts.say_lost(self.ports.source, self.ports.log)
         site = self._site.step(self.config.checks, self._is_busy, resting=swept is None)
         facts = replace(facts, xids=tuple(self._xids), site=site, kernel_sequence=self.ports.source.kernel_sequence)
         self._xids = []

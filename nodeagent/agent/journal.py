@@ -23,6 +23,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "verdict_changed": "52b0b158ad9947ffb5f1b83179f29a1d",
     "reasons_changed": "a6042a85dc4b4797a6af1e78d3da1ba5",
     "xid": "92eceb59a25848c8b095185a91c4096b",
+    "xids_lost": "c7d0e5b2493f4a6d8e1f7b3a5c9d0264",
     "retire": "9a8b31784a004cb1a5472f8fda01f56f",
     "restore": "a2d97d61c860455e99c29b74c0c1df8b",
     "drain": "73dd032b5ff34296be3caba5f8cda9c6",

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
-from nodeagent.agent.cycle import Cycle, Ports
+from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
+from nodeagent.agent.ports import Ports
 from nodeagent.cli.context import status_of
 from nodeagent.cli.main import Exit
 from nodeagent.clock import SystemClock

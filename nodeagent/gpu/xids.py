@@ -52,6 +52,11 @@ class XidQueue:
         return self._kernel.fileno()
 
     @property
+    def overruns(self) -> int:
+        """How often the kernel overwrote what had not been read."""
+        return self._kernel.overruns
+
+    @property
     def has_kernel_log(self) -> bool:
         """Whether the kernel log can be read."""
         return self._kernel.is_open

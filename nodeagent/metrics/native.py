@@ -111,6 +111,8 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("probe_crashes", "Probe processes that died in NVML.", (), [((), count.probe_crashes)])
     abandoned = [((), count.probes_abandoned)]
     yield _counter("probes_abandoned", "Probe processes that could not be ended (state D).", (), abandoned)
+    text = "Times that the kernel overwrote log records, and XIDs perhaps, before they were read."
+    yield _counter("kernel_log_overruns", text, (), [((), count.kernel_log_overruns)])
     site = sorted(count.site_checks.items())
     yield _counter("site_check_runs", "Runs of the site's own checks and how they ended.", ("check", "result"), site)
     kept = snapshot.history

@@ -91,7 +91,7 @@ class FakeGpuSource:
         self.wishes: list[tuple[str, dict[str, str]]] = []
         self.refused: dict[str, str] = {}
         self.closed = False
-        self.timeouts = self.crashes = self.abandoned = 0
+        self.timeouts = self.crashes = self.abandoned = self.overruns = 0
         self._clock = clock
         self._gone: set[int] = set()
         self._errors: dict[int, tuple[int, str]] = {}

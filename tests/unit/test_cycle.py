@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from nodeagent.agent.actions import Actions, DrainRefused, Records
-from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
+from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle
+from nodeagent.agent.ports import Ports
 from nodeagent.agent.reconciler import LOOK_AGAIN
 from nodeagent.cli import status_command
 from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
@@ -254,6 +255,15 @@ def test_repeated_xids_are_counted_and_application_faults_retire_nothing(bench: 
     assert bench.cycle.snapshot is not None
     assert bench.cycle.snapshot.counters.xids == {(bench.uuid(1), 31): 3}
     assert bench.store.retired() == {}
+
+
+def test_xids_that_the_kernel_log_may_have_lost_are_told_and_counted(bench: Bench) -> None:
+    bench.run()
+    bench.source.overruns = 3
+    bench.run(2)
+    assert [fields["times"] for kind, fields in bench.log.lines if kind == "xids_lost"] == [3]
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.kernel_log_overruns == 3
 
 
 def test_a_scheduler_that_cannot_spare_a_gpu_loses_the_node_and_gets_it_back(slurmish: Bench) -> None:
