@@ -137,6 +137,11 @@ class ProbeProcess:
         self._xids.close()
 
     @property
+    def overruns(self) -> int:
+        """How often the kernel overwrote records of its log, XIDs among them perhaps, before they were read."""
+        return self._xids.overruns
+
+    @property
     def has_kernel_log(self) -> bool:
         """Whether the kernel log can be read; see GpuSource."""
         return self._xids.has_kernel_log
@@ -206,7 +211,8 @@ class ProbeProcess:
         if self._worker is not None and self._worker.is_gone():
             while self._worker is not None:
                 self._hear()
-        if self._worker is not None or self.stuck >= MAX_STUCK:
+        stuck = self.stuck  # asked in any case: a GPU whose process has come back is to be asked again
+        if self._worker is not None or stuck >= MAX_STUCK:
             return ""
         try:
             self._worker = Worker(self._roots.proc, self._roots.sys, self._env)
@@ -240,12 +246,18 @@ class ProbeProcess:
         return None
 
     def _sample(self) -> dict[str, Any]:
+        """Return the request for a sample. A GPU that was never read has told its UUID to a process that is gone."""
+        told = {uuid for uuid, _ in self._known.values()}
+
+        def name(spot: Spot) -> str | int:
+            return spot[0] if spot[0] in told else spot[1]
+
         return {
             "op": "sample",
             "watch": not self._lends,
             "known": [[index, uuid, bus_id] for index, (uuid, bus_id) in self._known.items()],
-            "last": [_name(spot) for spot in self._suspects],
-            "skip": [_name(spot) for _, spot in self._stuck if spot is not None],
+            "last": [name(spot) for spot in self._suspects],
+            "skip": [name(spot) for _, spot in self._stuck if spot is not None],
         }
 
     def _ask(self, worker: Worker, sweep: Sweep, deadline: float, request: Mapping[str, Any]) -> None:

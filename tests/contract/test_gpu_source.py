@@ -631,6 +631,30 @@ def test_what_does_not_die_is_abandoned_and_its_gpu_passed_over(sim: SimWorld, l
     assert (facts.hung, len(facts.gpus)) == (False, 8)
 
 
+def test_a_gpu_that_hangs_from_the_start_on_keeps_the_others_only_once(sim: SimWorld) -> None:
+    """It tells its UUID, to a process that is gone when the next one wants to know which GPU to leave to the end."""
+    source = sim.restart(SHORT)
+    sim.scenario.hang(0, call="nvmlDeviceGetTemperature")
+    assert slots(sim, source.sample()) == []
+    for _ in range(2):
+        facts = source.sample()
+        assert (slots(sim, facts), facts.hung_uuid) == ([1, 2, 3, 4, 5, 6, 7], sim.uuid(0))
+    sim.heal()
+    assert len(source.sample().gpus) == 8
+
+
+def test_a_gpu_in_state_d_from_the_start_on_is_passed_over(sim: SimWorld, left_behind: list[int]) -> None:
+    source = sim.restart(SHORT, kill=unkillable)
+    sim.scenario.hang(0, call="nvmlDeviceGetTemperature")
+    source._start()
+    left_behind.append(source.pid)
+    assert slots(sim, source.sample()) == []
+    for _ in range(2):
+        facts = source.sample()
+        assert (slots(sim, facts), facts.hung_uuid) == ([1, 2, 3, 4, 5, 6, 7], sim.uuid(0))
+    assert source.abandoned == 1
+
+
 def test_processes_that_do_not_die_are_not_piled_up(sim: SimWorld, left_behind: list[int]) -> None:
     source = sim.restart(SHORT, kill=unkillable)
     source.sample()
