@@ -11,8 +11,10 @@ import pytest
 import nodeagent.config.compile as compiling
 from nodeagent.agent.cycle import RESTORED_BY_HAND
 from nodeagent.agent.lending import LONGEST, RELEASE_DRIVER, Lending, lending
+from nodeagent.cli import release_driver_command
 from nodeagent.config.model import Config, Loaded
 from nodeagent.config.model import Scheduler as SchedulerSettings
+from nodeagent.errors import AgentSilent
 from nodeagent.gpu.facts import MigInstance, NodeFacts, Process
 from nodeagent.lock.cleaning import EVENTS, open_attendant, wake
 from nodeagent.lock.record import Owner
@@ -242,6 +244,7 @@ def test_cycles_without_a_look_are_no_clean_ones(bench: Bench) -> None:
     bench.source.lose(2)
     bench.run()
     bench.source.heal()
+    bench.run(1)
     ask(bench)
     bench.run(9)
     assert states(bench)[2] == "FAILED" and list(bench.store.retired()) == [bench.uuid(2)]
@@ -356,3 +359,24 @@ def test_slurmd_is_not_asked_for_its_gpus_meanwhile(bench: Bench, monkeypatch: p
     ask(bench, 900)
     bench.run(20)
     assert "again" not in asked
+
+
+def test_the_command_says_what_keeps_the_driver_and_what_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"until": "2026-01-02T03:04:05Z", "still_open": 0, "kernel_log": True}
+    assert release_driver_command._report(said) == 0
+    assert "until 2026-01-02T03:04:05Z" in capsys.readouterr().out
+    assert release_driver_command._report({**said, "still_open": 2, "kernel_log": False}) == 1
+    text = capsys.readouterr().err
+    assert "2 processes" in text and "state D" in text and "XIDs of this time will be missed" in text
+
+
+def test_what_is_not_answered_in_full_is_told_in_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.source.stuck = 1
+    ask(bench, request="mine")
+    bench.run()
+    monkeypatch.setattr(release_driver_command, "_SLACK", -1e9)
+    asked = release_driver_command.Asked(bench.state, bench.config, 0.0, "mine")
+    assert asked.wait(asked.is_free, asked.is_heard)["driver_released"]["still_open"] == 1
+    other = release_driver_command.Asked(bench.state, bench.config, 0.0, "another")
+    with pytest.raises(AgentSilent):
+        other.wait(other.is_free, other.is_heard)
