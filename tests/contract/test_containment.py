@@ -318,6 +318,10 @@ class Bare:
         roots = Roots(**{name: str(path) for name, path in self.roots.items()})
         return ProbeProcess(Config(probe_timeout=20.0, roots=roots), env=self.environment)
 
+    def renew(self) -> None:
+        self.source.close()
+        self.source = self.new_source()
+
     def calls(self) -> list[str]:
         """The exports that the worker calls."""
         argv = [sys.executable, "-c", RECORDER, str(self.roots["proc"]), str(self.roots["sys"]), self.scenario.uuid(0)]
@@ -335,7 +339,11 @@ class Bare:
     def crash(self, call: str) -> int:
         """Have that call crash, about the first GPU if it is about one; returns how many sweeps met it, 0 for none."""
         self.scenario.crash(0, call)
-        return self.meet(call, others=[1, 2]) or self.meet_anywhere(call)
+        met = self.meet(call, others=[1, 2])
+        if not met:
+            met = self.meet_anywhere(call)
+            self.renew()  # one whose event thread crashes may do so when nobody looks any more
+        return met
 
     def meet(self, call: str, others: list[int]) -> int:
         """Sweep till those others are read and judged in spite of a crash, which takes two sweeps at most."""
@@ -357,8 +365,7 @@ class Bare:
     def meet_anywhere(self, call: str) -> int:
         """The same for a call that is about no GPU, or is made but once, or between two sweeps: by a new process."""
         self.scenario.clear_faults(0)
-        self.source.close()
-        self.source = self.new_source()
+        self.renew()
         self.scenario.crash(call=call)
         found = self.meet(call, others=[])
         if self.source.crashes:
