@@ -211,6 +211,20 @@ class BadRecording(NodeAgentError):
         return f"{self.name}:{self.line}: cannot be replayed: {' '.join(self.why.split())[:200]}"
 
 
+class AgentSilent(NodeAgentError):
+    """The agent could not be told something, or did not answer."""
+
+    exit_code = 69
+
+    def __init__(self, state_dir: str, why: str) -> None:
+        self.state_dir = state_dir
+        self.why = why
+        super().__init__(state_dir, why)
+
+    def __str__(self) -> str:
+        return f"{self.state_dir}: {self.why}; see `gpu-nodeagent status`"
+
+
 class UnitUnknown(NodeAgentError):
     """No GPU of this node answers to that name."""
 

@@ -63,6 +63,7 @@ def published(snapshot: Snapshot, instances: Instances) -> dict[str, Any]:
         "interval": snapshot.interval,
         "drained": snapshot.drain_reason or None,
         "history_problem": snapshot.history.problem or None,
+        "driver_released": _plain_released(snapshot),
         "node_verdict": verdict.node_state,
         "node_findings": [plain_finding(finding) for finding in verdict.node_findings],
         "gpus": [
@@ -76,6 +77,15 @@ def published(snapshot: Snapshot, instances: Instances) -> dict[str, Any]:
             for unit in verdict.units
         ],
     }
+
+
+def _plain_released(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return until when the driver is released and how that stands; None where it is not."""
+    one = snapshot.released
+    if one is None:
+        return None
+    until = iso(snapshot.wall + (one.until - snapshot.monotonic))
+    return {**vars(one), "until": until}
 
 
 def status_document(
@@ -122,6 +132,7 @@ def status_document(
         },
         "drained": known.get("drained"),
         "history_problem": known.get("history_problem"),
+        "driver_released": known.get("driver_released") if fresh else None,
         "node_verdict": known.get("node_verdict", UNKNOWN) if fresh else UNKNOWN,
         "node_findings": known.get("node_findings", []),
         "gpus": gpus,

@@ -25,8 +25,25 @@ class Counters:
     probe_crashes: int = 0
     probes_abandoned: int = 0
     """Probe processes that could not be ended because they are in state D."""
+    kernel_log_overruns: int = 0
+    """How often the kernel overwrote records of its log before they were read: XIDs may be missing."""
     site_checks: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(check of the site's, ended|failed|hung|broken|stopped|abandoned) -> how often."""
+
+
+@dataclass(frozen=True)
+class Released:
+    """The driver has been let go, so that somebody can reset a GPU: no GPU is asked `until` then (monotonic seconds).
+
+    `by` is who wanted it, `request` the token of that request. `still_open` counts the agent's processes that may have
+    it open all the same. Without a `kernel_log` XIDs are not seen meanwhile.
+    """
+
+    until: float
+    by: str = ""
+    request: str = ""
+    still_open: int = 0
+    kernel_log: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,5 +63,6 @@ class Snapshot:
     """GPU → how many jobs may have it at a time: its shares or its instances."""
     counters: Counters = field(default_factory=Counters)
     history: Keeping = field(default_factory=Keeping)
+    released: Released | None = None
     cycle_seconds: float = 0.0
     version: str = ""

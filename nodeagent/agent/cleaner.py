@@ -15,7 +15,7 @@ from nodeagent.gpu.facts import GpuFacts, GpuSource, NodeFacts
 from nodeagent.health.leftover import CHECKS, Leftover, left_on
 from nodeagent.health.units import Instances
 from nodeagent.history.entry import DRY_RUN, RETIRE
-from nodeagent.lock.cleaning import heard, in_cleaning, listen
+from nodeagent.lock.cleaning import EVENTS, heard, in_cleaning, listen
 from nodeagent.lock.record import CLEANING, Owner
 from nodeagent.lock.unit import device
 from nodeagent.policy.decide import needs
@@ -39,6 +39,8 @@ class Cleaner:
         self._source = source
         self._clock = clock
         self._log = log
+        self.called = False
+        """Whether somebody has asked for a cycle out of turn, since this was last set to False."""
         self._attendant = -1
         self._answering: set[str] = set()
         self._since: dict[tuple[str, str], float] = {}
@@ -48,7 +50,7 @@ class Cleaner:
         """Return the one that goes on with another configuration."""
         new = Cleaner(config, actions, source, self._clock, self._log)
         new._attendant, new._answering = self._attendant, self._answering
-        new._since, new._said = self._since, self._said
+        new._since, new._said, new.called = self._since, self._said, self.called
         return new
 
     # -- being woken --------------------------------------------------------------------------------------------------
@@ -64,6 +66,10 @@ class Cleaner:
         """Return the descriptor that epilogs make readable; -1 for none."""
         return self._attendant
 
+    def hear(self) -> None:
+        """Take up what the agent was woken for."""
+        self.called = self.called or EVENTS in heard(self._attendant)
+
     def close(self) -> None:
         """Listen no more."""
         if self._attendant >= 0:
@@ -78,7 +84,7 @@ class Cleaner:
 
     def run(self, instances: Instances) -> float:
         """Free what is clean, retire what will not be; returns in how many seconds it wants to be called again."""
-        heard(self._attendant)
+        self.hear()
         try:
             return self._run(instances)
         except (NodeAgentError, OSError) as error:  # a flock, a full disk: tried again

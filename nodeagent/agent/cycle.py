@@ -5,35 +5,33 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
-from typing import Protocol
 
-from nodeagent.agent.actions import Actions
 from nodeagent.agent.chronicle import Chronicle
 from nodeagent.agent.cleaner import Cleaner
 from nodeagent.agent.completer import Completer
+from nodeagent.agent.counts import Counts
 from nodeagent.agent.decider import ASK_AGAIN, Decider
-from nodeagent.agent.journal import Log
+from nodeagent.agent.driver_set import DriverSet
+from nodeagent.agent.lending import RELEASE_DRIVER, Lender, lending
+from nodeagent.agent.ports import Ports
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
 from nodeagent.agent.surroundings import Surroundings
-from nodeagent.clock import Clock
 from nodeagent.config.model import Config
-from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import CommandFailed, NodeAgentError, StateGone
-from nodeagent.gpu.facts import GpuSource, NodeFacts, XidEvent
+from nodeagent.errors import NodeAgentError, StateGone
+from nodeagent.gpu.facts import NodeFacts, XidEvent
 from nodeagent.health.memory import Memory, clear, explains, from_plain, to_plain
+from nodeagent.health.overheard import overheard
 from nodeagent.health.scene import is_grave
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
-from nodeagent.history.entry import BY_HAND, History, NoHistory
+from nodeagent.history.entry import BY_HAND
 from nodeagent.report import published
-from nodeagent.scheduler.port import Scheduler
-from nodeagent.snapshot import Counters, Snapshot
+from nodeagent.snapshot import Snapshot
 from nodeagent.state import events, reruns
 from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_document
-from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import VERDICT
 
 _DAY = 86400.0
@@ -41,29 +39,6 @@ _CONFLICT = "conflict"
 _QUIET_EVENTS = ("grant", "release")
 _EVENTS = ("xid", "ecc-uncorrected")
 RESTORED_BY_HAND = "restored_by_hand"  # the event by which `restore` tells the agent to forget latched XIDs
-
-
-class HookConfWriter(Protocol):
-    """Writes hook.conf. `complete` is false while the scheduler has not told all that goes into it."""
-
-    complete: bool
-
-    def __call__(self) -> None:
-        """Ask again and write."""
-
-
-@dataclass
-class Ports:
-    """What a cycle touches outside itself."""
-
-    state: Directory
-    source: GpuSource
-    scheduler: Scheduler
-    actions: Actions
-    clock: Clock
-    log: Log
-    hook_conf: HookConfWriter
-    history: History = field(default_factory=NoHistory)
 
 
 class Cycle:
@@ -78,9 +53,10 @@ class Cycle:
         self.snapshot: Snapshot | None = None
         self.chronicle = Chronicle(node, ports.actions.boot_id, ports.history, ports.clock, ports.log)
         self._xids: list[XidEvent] = []
-        self._counts = _Counts()
-        self._binds = ("", "", float("-inf"))
-        self._binds_pause = 0.0
+        self._counts = Counts()
+        self._swept: NodeFacts | None = None
+        self._lender = Lender(ports.source, self.chronicle, ports.clock, ports.log)
+        self._driver_set = DriverSet(config, ASK_AGAIN * config.interval, ports.clock, ports.log)
         self._tidied = float("-inf")
         self._tidy_pause = ASK_AGAIN * config.interval
         self._instances: Instances = {}
@@ -134,10 +110,25 @@ class Cycle:
         """Return the descriptor that wakes the agent when an epilog has handed units over; -1 for none."""
         return self._cleaner.fileno()
 
+    @property
+    def due(self) -> float:
+        """When the next cycle is due although its turn comes later, by the clock's monotonic seconds."""
+        return -inf if self._cleaner.called else self._lender.due
+
+    @property
+    def is_out(self) -> bool:
+        """Whether nothing of the agent's may open the driver now."""
+        return self._lender.is_out
+
     def clean(self) -> None:
-        """Look after the units between two jobs."""
+        """Take up what the agent was woken for, and look after the units between two jobs.
+
+        While no GPU may be looked at these wait.
+        """
         self.clean_at = inf  # also if this fails: the next cycle tries again
-        self.clean_at = self.ports.clock.monotonic() + self._cleaner.run(self._instances)
+        self._cleaner.hear()
+        if not self._lender.is_out:
+            self.clean_at = self.ports.clock.monotonic() + self._cleaner.run(self._instances)
 
     def witnessed(self) -> bool:
         """Take up what woke the agent; True if one of the XIDs that wait for the next cycle is grave enough to hurry.
@@ -155,6 +146,7 @@ class Cycle:
         new.chronicle = self.chronicle
         new._counts = self._counts
         new._instances = self._instances
+        new._swept, new._lender = self._swept, self._lender
         new._decider = self._decider.successor(config, ports.actions)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
@@ -163,37 +155,86 @@ class Cycle:
 
     def run(self) -> Snapshot:
         """Do one cycle and return what it publishes."""
-        clock = self.ports.clock
-        started = clock.monotonic()
+        started = self.ports.clock.monotonic()
         if not os.fstat(self.ports.state.fd).st_nlink:
             raise StateGone(self.ports.state.path)
+        self._cleaner.called = False
         self._attempt("take_events", self._take_events)
-        facts = self.ports.source.sample()
-        self.witnessed()
-        facts = replace(facts, xids=tuple(self._xids), kernel_sequence=self.ports.source.kernel_sequence)
-        facts = self._surroundings.complete(facts)
-        self._xids = []
+        swept = None if self._lender.is_away() else self.ports.source.sample()
+        facts = self._facts(swept)
         before = self.memory
-        verdict, self.memory = judge(before, facts, self.config.health)
+        verdict, self.memory = self._judge(facts, swept is not None)
         # First of all: what is known must not be lost to whatever happens while it is acted upon. But a full state
         # directory, or any other step that fails, keeps no faulty GPU in service.
         self._attempt("remember", lambda: write_document(self.ports.state, MEMORY, to_plain(self.memory)))
         self._counts.xids.update((xid.uuid, xid.xid) for xid in facts.xids)
-        self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, facts))
+        self._attempt("tell_hooks", lambda: self._tell_hooks(verdict, self._swept or facts))
         self.chronicle.cycle(facts, before, verdict)
         self._reconciler.run(facts, self._instances)
         self._completer.run()
-        self._cleaner.see(facts)
+        if swept is not None:
+            self._cleaner.see(facts)
         self.clean()
-        self._decider.act(verdict, self._cleaner.soiled(facts, self._instances))
+        self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
+        self.snapshot = self._snapshot(facts, verdict, started)
+        document = published(self.snapshot, self._instances)
+        self._attempt("publish", lambda: write_document(self.ports.state, SNAPSHOT, document))
+        if swept is not None:
+            self._attempt("lend", lambda: self._lend(facts))
+        return self.snapshot
+
+    def summary(self) -> str:
+        """Return one line for `systemctl status`."""
+        if self.snapshot is None:
+            return "no verdict yet"
+        states = Counter(unit.state for unit in self.snapshot.verdict.units)
+        parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no GPUs"
+        parts += f"; drained: {self.snapshot.drain_reason}" if self.snapshot.drain_reason else ""
+        return parts + ("; the driver is released, no GPU is looked at" if self.snapshot.released else "")
+
+    def _attempt(self, step: str, action: Callable[[], object]) -> None:
+        """Do a step; what keeps it from its end is said, and the others are done all the same."""
+        try:
+            action()
+        except (NodeAgentError, OSError) as error:
+            self.ports.log.error("step_failed", step=step, why=str(error))
+
+    # -- the steps ----------------------------------------------------------------------------------------------------
+
+    def _facts(self, swept: NodeFacts | None) -> NodeFacts:
+        """Return what is known in this cycle; without a sweep no GPU is in it, and nothing is told of before."""
+        if swept is None:
+            driver = ("", "") if self._swept is None else (self._swept.driver, self._swept.kernel_driver)
+            facts = NodeFacts(self.memory.boot_id, self.ports.clock.monotonic(), *driver)
+        else:
+            self._swept = facts = swept
+        self.witnessed()
+        self._counts.say_lost(self.ports.source, self.ports.log)
+        facts = replace(facts, xids=tuple(self._xids), kernel_sequence=self.ports.source.kernel_sequence)
+        self._xids = []
+        return self._surroundings.complete(facts, resting=swept is None)
+
+    def _judge(self, facts: NodeFacts, swept: bool) -> tuple[Verdict, Memory]:
+        if swept or self.snapshot is None:
+            return judge(self.memory, facts, self.config.health)
+        return overheard(self.snapshot.verdict, self.memory, facts, self.config.health)
+
+    def _lend(self, facts: NodeFacts) -> None:
+        """Let NVML go till the next sweep if it is in the way of a reset. Last of all: it may take a second."""
+        store = self.ports.actions.store
+        retired, owners, kernel_log = store.retired(), store.owners(), self.ports.source.has_kernel_log
+        self._lender.settle(lending(facts, retired, owners, self._instances, kernel_log))
+
+    def _snapshot(self, facts: NodeFacts, verdict: Verdict, started: float) -> Snapshot:
+        """Return what this cycle publishes."""
         record = self.ports.actions.records.drain()
-        self.snapshot = Snapshot(
+        return Snapshot(
             node=self.node,
             pid=os.getpid(),
             interval=self.config.interval,
-            monotonic=clock.monotonic(),
-            wall=clock.wall(),
+            monotonic=self.ports.clock.monotonic(),
+            wall=self.ports.clock.wall(),
             facts=facts,
             verdict=verdict,
             retired=self.ports.actions.store.retired(),
@@ -206,29 +247,10 @@ class Cycle:
                 self._surroundings.site.counts,
             ),
             history=self.chronicle.keeping(),
-            cycle_seconds=clock.monotonic() - started,
+            released=self._lender.let_go(*self._surroundings.site.left()),
+            cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )
-        document = published(self.snapshot, self._instances)
-        self._attempt("publish", lambda: write_document(self.ports.state, SNAPSHOT, document))
-        return self.snapshot
-
-    def summary(self) -> str:
-        """Return one line for `systemctl status`."""
-        if self.snapshot is None:
-            return "no verdict yet"
-        states = Counter(unit.state for unit in self.snapshot.verdict.units)
-        parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no GPUs"
-        return parts + (f"; drained: {self.snapshot.drain_reason}" if self.snapshot.drain_reason else "")
-
-    def _attempt(self, step: str, action: Callable[[], object]) -> None:
-        """Do a step; what keeps it from its end is said, and the others are done all the same."""
-        try:
-            action()
-        except (NodeAgentError, OSError) as error:
-            self.ports.log.error("step_failed", step=step, why=str(error))
-
-    # -- the steps ----------------------------------------------------------------------------------------------------
 
     def _take_events(self) -> None:
         for event in events.take(self.ports.state):
@@ -236,6 +258,10 @@ class Cycle:
             if event.kind == RESTORED_BY_HAND:
                 self.memory = clear(self.memory, event.fields.get("units", ""))
                 self._surroundings.site.again()
+            if event.kind == RELEASE_DRIVER:
+                if self.snapshot is not None:  # else it was asked of an agent before this one
+                    self._lender.told(event)
+                continue
             if event.kind == BY_HAND:
                 self.chronicle.by_hand(event)
                 continue
@@ -245,11 +271,10 @@ class Cycle:
             say("hook", kind=event.kind, **event.fields)
 
     def _tell_hooks(self, verdict: Verdict, facts: NodeFacts) -> None:
-        if self._binds[0] != facts.driver:
-            self._find_driver_set(facts.driver)
+        self._driver_set.see(facts.driver)
         self._instances = mig_instances(facts.gpus, self._instances)
         dry_run = self.config.policy.dry_run
-        pid, interval, binds = os.getpid(), self.config.interval, self._binds[1]
+        pid, interval, binds = os.getpid(), self.config.interval, self._driver_set.binds
         sharing = self.config.sharing
         file = verdict_file(verdict, facts, self._instances, pid, interval, binds, dry_run, sharing)
         self.ports.state.replace(VERDICT, file.encode())
@@ -257,51 +282,12 @@ class Cycle:
     def _tidy(self, driver: str) -> None:
         """Do what can wait: look at the driver set again, complete hook.conf, forget old counters."""
         now = self.ports.clock.monotonic()
-        if now - self._binds[2] >= self._binds_pause:
-            self._find_driver_set(driver)
+        self._driver_set.look_again(driver)
         if now - self._tidied >= self._tidy_pause:
             self._tidied = now
             # Asked ever more seldom: what a hung driver keeps from answering may stay behind as a hanging process.
             self._tidy_pause = min(_DAY, 2 * max(self._tidy_pause, ASK_AGAIN * self.interval))
-            if not self.ports.hook_conf.complete:
+            if not self.ports.hook_conf.complete and not self._lender.is_out:
                 self.ports.hook_conf()
             reruns.sweep(self.ports.state, _DAY)
             self.ports.state.forget_temporaries(_DAY)
-
-    def _find_driver_set(self, driver: str) -> None:
-        """Look for the site's driver set: before the verdict when the driver is new, else when all else is done."""
-        binds, pause = "", ASK_AGAIN * self.interval
-        try:
-            binds = bind_list(self.config.drivers, driver)
-        except CommandFailed as error:
-            # Each try may leave a hanging process behind: seldom, then, and seldomer.
-            pause = min(_DAY, 2 * max(pause, self._binds_pause))
-            self.ports.log.warning("driver_set_unreachable", why=str(error))
-        self._binds_pause = pause
-        self._binds = (driver, binds, self.ports.clock.monotonic())
-
-
-class _Counts:
-    """What is counted from start to end."""
-
-    def __init__(self) -> None:
-        self.xids: Counter[tuple[str, int]] = Counter()
-        self.hook_events: Counter[str] = Counter()
-
-    def frozen(
-        self,
-        dropped: int,
-        decisions: Counter[tuple[str, str]],
-        source: GpuSource,
-        site: Counter[tuple[str, str]],
-    ) -> Counters:
-        return Counters(
-            dict(self.xids),
-            dict(self.hook_events),
-            dropped,
-            dict(decisions),
-            getattr(source, "timeouts", 0),
-            getattr(source, "crashes", 0),
-            getattr(source, "abandoned", 0),
-            dict(site),
-        )

@@ -108,12 +108,13 @@ class Decider:
         new._cycles, new._adopted = self._cycles, self._adopted
         return new
 
-    def act(self, verdict: Verdict, soiled: Collection[str] = ()) -> None:
+    def act(self, verdict: Verdict, soiled: Collection[str] = (), looked: bool = True) -> None:
         """Do what the verdict asks for; what fails is tried again in a later cycle.
 
-        `soiled` units have something of a job on them: they do not come back, however well they look.
+        `soiled` units have something of a job on them: they do not come back, however well they look. `looked` says
+        that GPUs were asked in this cycle.
         """
-        self._cycles += 1
+        self._cycles += looked
         self._attempt("publish_retired", self.actions.publish_retired)
         retired = self.actions.retired()
         due: set[Decision] = set()

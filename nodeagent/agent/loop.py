@@ -155,7 +155,7 @@ class Agent:
 
     def _wait(self, awake: socket.socket, started: float) -> None:
         """Wait for the next cycle's time, a signal or an XID, with signs of life for the watchdog in between."""
-        deadline = started + self.cycle.interval
+        deadline = min(started + self.cycle.interval, self.cycle.due)
         hurried, self._hurried = self._hurried, False  # at most one cycle out of turn between two in turn
         with selectors.DefaultSelector() as selector:
             selector.register(awake, selectors.EVENT_READ)
@@ -180,6 +180,7 @@ class Agent:
                         deadline = min(deadline, self._clock.monotonic() + _SHORTEST_PAUSE)
                 if woken:
                     self._clean()
+                    deadline = min(deadline, self.cycle.due)
                 if self._failures < _MOST_FAILURES:
                     self._notifier.alive()
 

@@ -46,10 +46,11 @@ class Surroundings:
         """End what runs."""
         self.site.close()
 
-    def complete(self, facts: NodeFacts, patience: float = 0.0) -> NodeFacts:
+    def complete(self, facts: NodeFacts, patience: float = 0.0, resting: bool = False) -> NodeFacts:
         """Return a sweep that has just been made with what is around the GPUs.
 
-        `patience` (seconds) is for whoever looks once and wants the services' first answer.
+        `patience` (seconds) is for whoever looks once and wants the services' first answer. `resting` says that nothing
+        of the site's may run now.
         """
         owners = self._owners()
         if owners is not None:
@@ -57,7 +58,7 @@ class Surroundings:
             self._locked = self._locked or bool(owners)
         return replace(
             facts,
-            site=self.site.step(self._config.checks, lambda: owners is None or bool(owners)),
+            site=self.site.step(self._config.checks, lambda: owners is None or bool(owners), resting),
             services=self._services.step(self._config.health.services, patience),
             space=space_in(self._store.state),
             locked=self._locked,

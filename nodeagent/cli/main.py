@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "exec": "lock N GPUs, run a command on them, release",
     "retire": "grant a GPU to nobody until it is restored",
     "restore": "grant a retired GPU again",
+    "release-driver": "let NVML go for a while, so that a GPU can be reset or its MIG mode changed",
     "drain": "take this node out of the scheduler",
     "resume": "give this node back to the scheduler",
     "sge-sensor": "Grid Engine's load sensor",

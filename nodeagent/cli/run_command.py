@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
-from nodeagent.agent.cycle import Cycle, Ports
+from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
+from nodeagent.agent.ports import Ports
 from nodeagent.cli.context import status_of
 from nodeagent.cli.main import Exit
 from nodeagent.clock import SystemClock
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         _same_place(found, again)
         compiler = HookConfCompiler(again, state, log)
         new = old.successor(again.config, ports(again.config, compiler))
-        compiler()  # last: hooks and agent change together or not at all
+        compiler(may_open_driver=not old.is_out)  # last: hooks and agent change together or not at all
         source.configure(again.config)
         history.max_age, history.max_size = again.config.history.max_age, again.config.history.max_size
         return new
@@ -122,9 +123,9 @@ class HookConfCompiler:
         self._said: list[str] = []
         self.complete = False
 
-    def __call__(self) -> None:
+    def __call__(self, may_open_driver: bool = True) -> None:
         """Compile and write. What Slurm does not tell now is kept as it was told before."""
-        conf, problems = compile_hook_conf(self._found)
+        conf, problems = compile_hook_conf(self._found, may_open_driver)
         if problems and not conf.gres:
             try:
                 before = read_hook_conf(self._state)

@@ -49,6 +49,10 @@ def _text(document: dict[str, Any]) -> str:
     lines = [head]
     if document["drained"]:
         lines.append(f"drained: {document['drained']}")
+    released = document.get("driver_released")
+    if released:
+        by = released["by"] or "somebody"
+        lines.append(f"driver released until {released['until']} by {by}: no GPU is looked at until then")
     if document["history_problem"]:
         lines.append(f"history is not being written: {document['history_problem']}")
     lines += [f"{finding['severity']}: {finding['evidence']}" for finding in document["node_findings"]]

@@ -14,18 +14,19 @@ from nodeagent.scheduler.slurm import SlurmScheduler, constrains_devices, gives_
 from nodeagent.state.hook_conf import TYPED_GRES, Gres, HookConf, Source
 
 
-def compile_hook_conf(loaded: Loaded) -> tuple[HookConf, list[str]]:
+def compile_hook_conf(loaded: Loaded, may_open_driver: bool = True) -> tuple[HookConf, list[str]]:
     """Return hook.conf for a configuration and what could not be learned from the scheduler (one line each).
 
     Asks Slurm for what the configuration leaves to it, within the command time-out. Without an answer there is no GRES
-    map: hooks then lock nothing for Slurm's jobs, and say so.
+    map: hooks then lock nothing for Slurm's jobs, and say so. `slurmd -G`, which tells it, opens NVML where gres.conf
+    has AutoDetect: it is run only if it `may_open_driver`.
     """
     config = loaded.config
     settings = hook_settings(config)
     problems: list[str] = []
     gres: dict[int, Gres] = {}
     if config.scheduler.kind == "slurm":
-        gres = _slurm(config, settings, problems)
+        gres = _slurm(config, settings, problems, may_open_driver)
     if config.scheduler.kind == "sge":
         sge = config.scheduler.sge
         uids = _admin_uids(sge.admin_user, sge.root, sge.cell)
@@ -56,7 +57,7 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dict[int, Gres]:
+def _slurm(config: Config, settings: dict[str, str], problems: list[str], ask_slurmd: bool) -> dict[int, Gres]:
     scheduler = SlurmScheduler(config, settings["node_name"])
     constrains = config.scheduler.slurm.constrains_devices
     settings["scheduler.slurm.spool"] = ""
@@ -68,10 +69,14 @@ def _slurm(config: Config, settings: dict[str, str], problems: list[str]) -> dic
             settings["scheduler.slurm.spool"] = spool_directory(said, settings["node_name"])
     except CommandFailed as error:
         problems.append(str(error))
+    gres: dict[int, Gres] = {}
     try:
-        gres = scheduler.gres()
+        if ask_slurmd:
+            gres = scheduler.gres()
         settings[TYPED_GRES] = "yes" if scheduler.typed_gres() else "no"
-        if not gres:
+        if not ask_slurmd:
+            problems.append("slurmd -G is not asked while the driver is released")
+        elif not gres:
             problems.append(f"slurmd -G names no {config.scheduler.slurm.gres} device files for this node")
     except CommandFailed as error:
         problems.append(str(error))

@@ -51,11 +51,13 @@ class SiteChecks:
         for slot in self._slots.values():
             slot.result, slot.started = None, float("-inf")
 
-    def step(self, checks: Mapping[str, SiteCheck], is_busy: Callable[[], bool]) -> tuple[SiteResult, ...]:
+    def step(
+        self, checks: Mapping[str, SiteCheck], is_busy: Callable[[], bool], resting: bool = False
+    ) -> tuple[SiteResult, ...]:
         """Take up what has ended, start what is due, and return what each check said last, in the order of names.
 
         `is_busy` says whether a unit of the node is held; where that cannot be told it is. Of checks that are described
-        as before the results stay.
+        as before the results stay. While `resting` none may run: what does is ended, as where the node is not idle.
         """
         if checks is not self._checks:
             self._configure(checks)
@@ -66,7 +68,7 @@ class SiteChecks:
             run.close()
         for name, slot in self._slots.items():
             self._see(name, slot, now)
-            wanted = not (busy and slot.check.only_when_idle)
+            wanted = not resting and not (busy and slot.check.only_when_idle)
             if slot.run is not None and not wanted:
                 slot.run.stop()
             due = now - slot.started >= slot.check.interval
@@ -76,6 +78,11 @@ class SiteChecks:
                 slot.run = Run(slot.check)
                 slot.run.begin()
         return tuple(slot.result or _not_yet(name, slot.check) for name, slot in sorted(self._slots.items()))
+
+    def left(self) -> tuple[int, int]:
+        """Return how many runs are in progress, and how many processes were left behind because nothing ends them."""
+        running = len(self._leaving) + sum(slot.run is not None for slot in self._slots.values())
+        return running, sum(slot.stuck is not None for slot in self._slots.values())
 
     def close(self) -> None:
         """End what runs."""

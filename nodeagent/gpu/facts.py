@@ -262,5 +262,21 @@ class GpuSource(Protocol):
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when XIDs wait; -1 for none."""
 
+    @property
+    def has_kernel_log(self) -> bool:
+        """Whether the kernel log can be read: while NVML is let go, it alone tells of XIDs."""
+
+    def lend(self, between: bool) -> None:
+        """Let NVML go at the end of each sample, look and tend from now on (`between`), or keep it open in between.
+
+        Takes a bounded time where it is open now and is to be let go.
+        """
+
+    def leave(self) -> int:
+        """Let NVML go altogether, till the next sample, look or tend; returns how many processes keep it all the same.
+
+        Those can be ended by nobody (state D).
+        """
+
     def close(self) -> None:
         """End what was started."""

@@ -111,6 +111,11 @@ class KernelLog:
         self._fd = -1
         self._open()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it could be opened."""
+        return self._fd >= 0
+
     def fileno(self) -> int:
         """Return a descriptor that is readable when records wait, -1 while there is none. A plain file has none."""
         return self._fd if self._pollable else -1

@@ -12,7 +12,7 @@ from nodeagent.gpu.device_files import with_device_files
 from nodeagent.gpu.facts import GpuFacts, NodeFacts, Tended, XidEvent
 from nodeagent.gpu.kernel_log import KernelLog
 from nodeagent.gpu.probe_worker import Gone, Kill, Worker, kill
-from nodeagent.gpu.sweep import Sweep
+from nodeagent.gpu.sweep import Spot, Sweep, located
 from nodeagent.gpu.xids import XidQueue
 from nodeagent.state.boot import boot_id
 
@@ -24,9 +24,6 @@ PATIENCE = 4
 RETRIED = (None, 9, 12)
 """NVML's answers with which a probe process is kept: none bad, no driver yet, no library yet. After any other (18: the
 driver was replaced) a fresh process is needed, which loads the library that is there now."""
-
-Spot = tuple[str, int]
-"""Where a sweep was: (UUID, empty if never read; NVML's index)."""
 
 
 class ProbeProcess:
@@ -72,6 +69,7 @@ class ProbeProcess:
         self._stuck: list[tuple[Worker, Spot | None]] = []
         self._suspects: list[Spot] = []
         self._known: dict[int, tuple[str, str]] = {}
+        self._lends = False
         self._xids = XidQueue(kernel_log or KernelLog(f"{config.roots.dev}/kmsg", clock=self._clock.monotonic))
         self.configure(config)
 
@@ -114,7 +112,11 @@ class ProbeProcess:
             facts = replace(facts, nvml_error_text=why)
         if self._confines_by_files:  # then mode and owner of device files are ours to change
             facts = replace(facts, device_rule=None)
-        return self._where(with_device_files(facts, self._roots.dev), sweep, crashed)
+        passed_over = [spot for _, spot in self._stuck]
+        facts = located(with_device_files(facts, self._roots.dev), sweep, crashed, passed_over, self._worker is None)
+        if self._lends:
+            self.release()
+        return facts
 
     def take_xids(self) -> tuple[XidEvent, ...]:
         """Return the XIDs since the last call; see GpuSource."""
@@ -140,6 +142,28 @@ class ProbeProcess:
         """End the probe process and close what was opened."""
         self._drop_worker(None)
         self._xids.close()
+
+    @property
+    def overruns(self) -> int:
+        """How often the kernel overwrote records of its log, XIDs among them perhaps, before they were read."""
+        return self._xids.overruns
+
+    @property
+    def has_kernel_log(self) -> bool:
+        """Whether the kernel log can be read; see GpuSource."""
+        return self._xids.has_kernel_log
+
+    def lend(self, between: bool) -> None:
+        """Let NVML go after each sample, look and tend, or keep it open in between; see GpuSource."""
+        if between and not self._lends:
+            self.release()
+        self._lends = between
+
+    def leave(self) -> int:
+        """End the probe process; see GpuSource. Takes as long as `release`, and half a second more."""
+        self.release()
+        self._drop_worker(None)
+        return self.stuck
 
     def release(self) -> None:
         """Let NVML go, so that a GPU can be reset; the next sample opens it again.
@@ -183,6 +207,8 @@ class ProbeProcess:
         if self._start():
             return None
         self._attempt(sweep, self._clock.monotonic() + self.timeout, request)
+        if self._lends:
+            self.release()
         return sweep if sweep.ended else None
 
     # ---- the probe process -----------------------------------------------------------------------------------
@@ -192,7 +218,8 @@ class ProbeProcess:
         if self._worker is not None and self._worker.is_gone():
             while self._worker is not None:
                 self._hear()
-        if self._worker is not None or self.stuck >= MAX_STUCK:
+        stuck = self.stuck  # asked in any case: a GPU whose process has come back is to be asked again
+        if self._worker is not None or stuck >= MAX_STUCK:
             return ""
         try:
             self._worker = Worker(self._roots.proc, self._roots.sys, self._env)
@@ -226,11 +253,18 @@ class ProbeProcess:
         return None
 
     def _sample(self) -> dict[str, Any]:
+        """Return the request for a sample. A GPU that was never read has told its UUID to a process that is gone."""
+        told = {uuid for uuid, _ in self._known.values()}
+
+        def name(spot: Spot) -> str | int:
+            return spot[0] if spot[0] in told else spot[1]
+
         return {
             "op": "sample",
+            "watch": not self._lends,
             "known": [[index, uuid, bus_id] for index, (uuid, bus_id) in self._known.items()],
-            "last": [_name(spot) for spot in self._suspects],
-            "skip": [_name(spot) for _, spot in self._stuck if spot is not None],
+            "last": [name(spot) for spot in self._suspects],
+            "skip": [name(spot) for _, spot in self._stuck if spot is not None],
         }
 
     def _ask(self, worker: Worker, sweep: Sweep, deadline: float, request: Mapping[str, Any]) -> None:
@@ -277,18 +311,6 @@ class ProbeProcess:
         self._xids.uuids.update({bus_id: uuid for uuid, bus_id in named.values() if bus_id})
         answered = {_name(spot) for spot in sweep.read} | {index for _, index in sweep.read}
         self._suspects = [spot for spot in self._suspects if _name(spot) not in answered]
-
-    def _where(self, facts: NodeFacts, sweep: Sweep, crashed: int | None) -> NodeFacts:
-        """Say where the sweep stopped short, or that it had to pass over a GPU at which an old probe still hangs."""
-        spot = sweep.at
-        if sweep.ended:
-            spot = next((spot for _, spot in reversed(self._stuck) if spot is not None), None)
-        elif spot is None and self._worker is None and self._stuck:
-            spot = self._stuck[-1][1]
-        hung = crashed is None and (not sweep.ended or spot is not None)
-        if spot is None:
-            return replace(facts, hung=hung, crashed=crashed)
-        return replace(facts, hung=hung, crashed=crashed, hung_uuid=spot[0], hung_index=spot[1])
 
     def _take(self, message: dict[str, Any], sweep: Sweep | None) -> bool:
         """Take up one message of the worker; returns whether it says that NVML has been let go."""

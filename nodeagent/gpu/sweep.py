@@ -10,6 +10,9 @@ from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process
 from nodeagent.gpu.host import DeviceRule, Port
 from nodeagent.gpu.topology import NvLink, Place, link_qualities
 
+Spot = tuple[str, int]
+"""Where a sweep was: (UUID, empty if never read; NVML's index)."""
+
 _GPU_FIELDS = frozenset(field.name for field in fields(GpuFacts))
 
 
@@ -23,8 +26,8 @@ class Sweep:
         self.heard = False
         """Whether the probe has said anything."""
         self.ended = False
-        self.at: tuple[str, int] | None = None
-        self.read: list[tuple[str, int]] = []
+        self.at: Spot | None = None
+        self.read: list[Spot] = []
         """(UUID, index) of each GPU that was answered for, its faults included."""
         self.tended: dict[str, Any] | None = None
         """The answer to a tend."""
@@ -69,6 +72,25 @@ class Sweep:
         return NodeFacts(
             boot_id=boot_id, monotonic=monotonic, duration=duration, gpus=gpus, **{**self._host, **self._node}
         )
+
+
+def located(
+    facts: NodeFacts, sweep: Sweep, crashed: int | None, stuck: Sequence[Spot | None], no_worker: bool
+) -> NodeFacts:
+    """Say where the sweep stopped short, or that it had to pass over a GPU at which an old probe still hangs.
+
+    `crashed` is the signal by which the probe ended, `stuck` is where those in state D are; with `no_worker` there is
+    no other.
+    """
+    spot = sweep.at
+    if sweep.ended:
+        spot = next((spot for spot in reversed(stuck) if spot is not None), None)
+    elif spot is None and no_worker and stuck:
+        spot = stuck[-1]
+    hung = crashed is None and (not sweep.ended or spot is not None)
+    if spot is None:
+        return replace(facts, hung=hung, crashed=crashed)
+    return replace(facts, hung=hung, crashed=crashed, hung_uuid=spot[0], hung_index=spot[1])
 
 
 def _decode_host(record: Mapping[str, Any]) -> dict[str, Any]:

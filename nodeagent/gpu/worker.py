@@ -2,7 +2,8 @@
 
 Speaks JSON, one object a line. It is asked on stdin:
 
-    {"op": "sample", "known": [[index, uuid, bus_id], …], "last": [uuid or index, …], "skip": [uuid or index, …]}
+    {"op": "sample", "known": [[index, uuid, bus_id], …], "last": [uuid or index, …], "skip": [uuid or index, …],
+     "watch": whether XIDs are wanted from here}
     {"op": "look", "gpus": [uuid, …]} only who uses these GPUs
     {"op": "tend", "gpus": [uuid], "wish": {setting: value}}   bring their modes to that
     {"op": "release"}                 let NVML go, so that a GPU can be reset
@@ -131,6 +132,7 @@ class Sweeper:
         """Index -> bus id, as the last sweep found them."""
         self._uuids: dict[str, str] = {}
         """Bus id -> UUID, of every GPU ever read."""
+        self._watch = True
         self._forget()
 
     def _forget(self) -> None:
@@ -157,6 +159,7 @@ class Sweeper:
         for index, uuid, bus_id in request.get("known", ()):
             self._places.setdefault(index, bus_id)
             self._uuids.setdefault(bus_id, uuid)
+        self._watch = request.get("watch", True)
         count = self._node()
         if count is not None:
             try:
@@ -258,7 +261,8 @@ class Sweeper:
             self._begin(index, uuid, bus_id)
             if bus_id:
                 self._uuids[bus_id] = uuid
-            self._events.register(handle, uuid)
+            if self._watch:
+                self._events.register(handle, uuid)
             lasting = self._lasting.setdefault(bus_id, {})
             reading.read(lasting, self._link_ends.setdefault(bus_id, {}))
             failed = self._library.failed - failed

@@ -51,6 +51,16 @@ class XidQueue:
         """Return the kernel log's own descriptor, -1 if it has none that can be waited on."""
         return self._kernel.fileno()
 
+    @property
+    def overruns(self) -> int:
+        """How often the kernel overwrote what had not been read."""
+        return self._kernel.overruns
+
+    @property
+    def has_kernel_log(self) -> bool:
+        """Whether the kernel log can be read."""
+        return self._kernel.is_open
+
     def watch(self, fd: int) -> None:
         """Wake also when `fd` is readable, until it is closed."""
         self._epoll.register(fd, select.EPOLLIN)

@@ -96,6 +96,13 @@ def observe(memory: Memory, facts: NodeFacts, settings: Health) -> Scene:
     return Scene(facts, units, read, tuple(nameless), stopped, absent, node)
 
 
+def overhear(memory: Memory, facts: NodeFacts, settings: Health) -> Scene:
+    """Bring the memory up to date by the XIDs alone: no GPU has been asked, so none is absent and none was read."""
+    units = dict(memory.units)
+    _latch(units, _fresh(facts, memory.units, units), facts, settings)
+    return Scene(facts, units, {}, node=_latch_switches(memory, units, facts, settings))
+
+
 def _by_bus_id(units: Mapping[str, UnitMemory], bus_id: str) -> str:
     return next((uuid for uuid, unit in units.items() if bus_id and unit.bus_id == bus_id), "")
 

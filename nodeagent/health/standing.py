@@ -52,7 +52,12 @@ def weigh(
         shown += [replace(f, evidence=f"{f.evidence} ({lacks[f.check]})", severity=Severity.UNKNOWN) for f in pending]
     since = unit.since if state == unit.state else now
     memory = replace(unit, **vars(seen), standing=standing, state=state, since=since)
-    return Weighed(memory, tuple(sorted(shown, key=lambda f: (-f.severity, -f.action, f.check, f.evidence))))
+    return Weighed(memory, in_order(shown))
+
+
+def in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return findings as they are shown: the worst first."""
+    return tuple(sorted(findings, key=lambda f: (-f.severity, -f.action, f.check, f.evidence)))
 
 
 def _grouped(faults: Sequence[Finding]) -> tuple[Standing, ...]:

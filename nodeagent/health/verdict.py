@@ -82,7 +82,7 @@ def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, 
         uuid: weigh(unit, _about(uuid, findings), _judged(scene, uuid), now, settings, unasked)
         for uuid, unit in scene.units.items()
     }
-    verdicts = sorted((_verdict(unit) for unit in units.values()), key=_place)
+    verdicts = sorted((of_unit(unit) for unit in units.values()), key=place)
     verdict = Verdict(facts.boot_id, now, tuple(verdicts), node.memory.state, node.reasons)
     remembered = {uuid: unit.memory for uuid, unit in units.items()}
     sequence = memory.kernel_sequence if facts.kernel_sequence is None else facts.kernel_sequence
@@ -99,11 +99,13 @@ def _judged(scene: Scene, uuid: str) -> bool:
     return gpu is not None and gpu.error is None
 
 
-def _place(unit: UnitVerdict) -> tuple[bool, int, str, str]:
+def place(unit: UnitVerdict) -> tuple[bool, int, str, str]:
+    """Return what verdicts are ordered by: the index, those without one last."""
     return unit.index < 0, unit.index, unit.bus_id, unit.uuid
 
 
-def _verdict(weighed: Weighed) -> UnitVerdict:
+def of_unit(weighed: Weighed) -> UnitVerdict:
+    """Return the verdict on a unit that has been weighed."""
     unit = weighed.memory
     return UnitVerdict(
         uuid=unit.uuid,

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from nodeagent.lock.store import Store
 
 WAKE = "wake"
-"""A FIFO of the agent's in `state_dir`: each byte asks it to look after the units that are in cleaning."""
+"""A FIFO of the agent's in `state_dir`: each byte asks it for something.
+
+CLEAN: to look after the units that are in cleaning. EVENTS: to take up what waits in `events` now, in a cycle out of
+turn.
+"""
+CLEAN, EVENTS = b"c", b"e"
 _S_IFMT, _S_IFIFO = 0o170000, 0o010000
 
 
@@ -28,10 +33,10 @@ def open_attendant(state: Directory) -> int:
     return -1
 
 
-def wake(attendant: int) -> None:
+def wake(attendant: int, word: bytes = CLEAN) -> None:
     """Wake the agent, and let the descriptor go. Where the FIFO is full it has been woken often enough."""
     try:
-        os.write(attendant, b"c")
+        os.write(attendant, word)
     except OSError:
         pass
     os.close(attendant)
@@ -58,13 +63,15 @@ def listen(state: Directory) -> int:
     raise OSError(17, "something that is no FIFO comes back", f"{state.path}/{WAKE}")
 
 
-def heard(attendant: int) -> None:
-    """Take the bytes that wait in the agent's end."""
+def heard(attendant: int) -> bytes:
+    """Take the bytes that wait in the agent's end, and return of each kind one."""
+    words: set[int] = set()
     try:
-        while os.read(attendant, 4096):
-            pass
+        while chunk := os.read(attendant, 4096):
+            words.update(chunk)
     except OSError:
         pass
+    return bytes(words)
 
 
 def in_cleaning(owners: "Mapping[str, Owner]") -> "dict[str, Owner]":

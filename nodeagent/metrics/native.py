@@ -111,6 +111,8 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("probe_crashes", "Probe processes that died in NVML.", (), [((), count.probe_crashes)])
     abandoned = [((), count.probes_abandoned)]
     yield _counter("probes_abandoned", "Probe processes that could not be ended (state D).", (), abandoned)
+    text = "Times that the kernel overwrote log records, and XIDs perhaps, before they were read."
+    yield _counter("kernel_log_overruns", text, (), [((), count.kernel_log_overruns)])
     site = sorted(count.site_checks.items())
     yield _counter("site_check_runs", "Runs of the site's own checks and how they ended.", ("check", "result"), site)
     kept = snapshot.history
@@ -118,6 +120,8 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("history_dropped", "Entries for history that were lost.", (), [((), kept.dropped)])
     if kept.size is not None:
         yield _gauge("history_bytes", "Size of history.db and of what SQLite keeps beside it.", kept.size)
+    text = "1 while the driver is released by `release-driver`: no GPU is asked, and none has values."
+    yield _gauge("driver_released", text, int(snapshot.released is not None))
     yield _gauge("cycle_seconds", "Duration of the last cycle.", snapshot.cycle_seconds)
     yield _gauge("locks_held", "Units that have an owner.", len(owners))
 
@@ -134,7 +138,8 @@ def _gpu_info(snapshot: Snapshot) -> Metric:
 def _judged(snapshot: Snapshot) -> Iterator[Metric]:
     units = snapshot.verdict.units
     answering = _answering(snapshot)
-    up = [((unit.uuid,), int(unit.uuid in answering)) for unit in units]
+    asked = units if snapshot.released is None else ()
+    up = [((unit.uuid,), int(unit.uuid in answering)) for unit in asked]
     yield _labelled("gpu_up", "1 if the GPU answered in the last cycle, 0 if it is lost or hangs.", ("uuid",), up)
     health = [row for unit in units for row in _one_hot(unit)]
     yield _labelled("gpu_health", "1 for the GPU's verdict, 0 for the others.", ("uuid", "verdict"), health)

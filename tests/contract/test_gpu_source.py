@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import pytest
 
 from nodeagent.config.model import Config, Health, Roots
+from nodeagent.gpu import probe
 from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, Tended, XidEvent
 from nodeagent.gpu.kernel_log import KernelLog
 from nodeagent.gpu.probe import ProbeProcess
@@ -340,6 +341,16 @@ def test_a_look_reads_who_uses_those_asked_for_and_passes_over_what_is_silent(wo
     assert world.source.look([world.uuid(5)]) == ()
 
 
+def test_what_lends_or_leaves_reads_as_ever(world: World) -> None:
+    assert world.source.has_kernel_log
+    world.source.lend(True)
+    assert len(world.source.sample().gpus) == 8
+    assert world.source.leave() == 0
+    assert len(world.source.sample().gpus) == 8
+    world.source.lend(False)
+    assert len(world.source.sample().gpus) == 8
+
+
 def test_what_is_not_supported_is_none_and_never_zero(world: World) -> None:
     world.without(0)
     facts = world.source.sample()
@@ -620,6 +631,30 @@ def test_what_does_not_die_is_abandoned_and_its_gpu_passed_over(sim: SimWorld, l
     assert (facts.hung, len(facts.gpus)) == (False, 8)
 
 
+def test_a_gpu_that_hangs_from_the_start_on_keeps_the_others_only_once(sim: SimWorld) -> None:
+    """It tells its UUID, to a process that is gone when the next one wants to know which GPU to leave to the end."""
+    source = sim.restart(SHORT)
+    sim.scenario.hang(0, call="nvmlDeviceGetTemperature")
+    assert slots(sim, source.sample()) == []
+    for _ in range(2):
+        facts = source.sample()
+        assert (slots(sim, facts), facts.hung_uuid) == ([1, 2, 3, 4, 5, 6, 7], sim.uuid(0))
+    sim.heal()
+    assert len(source.sample().gpus) == 8
+
+
+def test_a_gpu_in_state_d_from_the_start_on_is_passed_over(sim: SimWorld, left_behind: list[int]) -> None:
+    source = sim.restart(SHORT, kill=unkillable)
+    sim.scenario.hang(0, call="nvmlDeviceGetTemperature")
+    source._start()
+    left_behind.append(source.pid)
+    assert slots(sim, source.sample()) == []
+    for _ in range(2):
+        facts = source.sample()
+        assert (slots(sim, facts), facts.hung_uuid) == ([1, 2, 3, 4, 5, 6, 7], sim.uuid(0))
+    assert source.abandoned == 1
+
+
 def test_processes_that_do_not_die_are_not_piled_up(sim: SimWorld, left_behind: list[int]) -> None:
     source = sim.restart(SHORT, kill=unkillable)
     source.sample()
@@ -671,6 +706,57 @@ def test_release_closes_nvml_and_the_next_sample_opens_it(sim: SimWorld) -> None
     assert sim.source.pid == before
     sim.xid(7, 48)
     assert [event.xid for event in xids_within(sim.source, 1)] == [48]
+
+
+def has_driver_open(sim: SimWorld) -> bool:
+    """Say whether NVML is open in the probe process, by the device file that it has open then."""
+    control = str(sim.roots["dev"] / "nvidiactl")
+    return control in {os.readlink(link) for link in Path(f"/proc/{sim.source.pid}/fd").iterdir()}
+
+
+def test_a_source_that_lends_has_nvml_open_for_its_work_only(sim: SimWorld) -> None:
+    sim.source.sample()
+    pid = sim.source.pid
+    assert has_driver_open(sim)
+    sim.source.lend(True)
+    assert not has_driver_open(sim)
+    facts = sim.source.sample()
+    assert len(facts.gpus) == 8 and not has_driver_open(sim)
+    assert len(sim.source.look([sim.uuid(2)])) == 1 and not has_driver_open(sim)
+    assert sim.source.tend(sim.uuid(2), {"compute_mode": "default"}) is not None and not has_driver_open(sim)
+    began = time.monotonic()
+    sim.source.sample()
+    assert time.monotonic() - began < 0.9, "no event thread is waited for"
+    log_xid(sim.roots, sim.scenario, 3, 79)
+    assert [event.source for event in xids_within(sim.source, 1)] == ["kernel"]
+    sim.source.lend(False)
+    sim.source.sample()
+    assert has_driver_open(sim)
+    sim.xid(7, 48)
+    assert [event.source for event in xids_within(sim.source, 1)] == ["nvml"]
+    assert sim.source.pid == pid and sim.source.crashes == sim.source.timeouts == 0
+
+
+def test_a_source_that_leaves_has_no_process_and_loses_no_xid(sim: SimWorld) -> None:
+    sim.source.sample()
+    pid = sim.source.pid
+    sim.xid(7, 48)
+    wait_for(lambda: woken(sim.source, 0), "the probe to say so")
+    assert (sim.source.leave(), sim.source.pid, alive(pid)) == (0, None, False)
+    assert [event.xid for event in sim.source.take_xids()] == [48]
+    assert sim.source.leave() == 0 and sim.source.take_xids() == ()
+    assert len(sim.source.sample().gpus) == 8 and sim.source.crashes == 0
+
+
+def test_what_cannot_be_ended_is_told_on_leaving(
+    sim: SimWorld, left_behind: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sim.restart(SHORT, kill=unkillable)
+    source.sample()
+    left_behind.append(source.pid)
+    sim.scenario.hang(call="nvmlShutdown")
+    monkeypatch.setattr(probe, "RELEASE_TIMEOUT", 0.2)
+    assert (source.leave(), source.leave()) == (1, 1)
 
 
 def test_release_of_a_hanging_nvml_ends_the_process(sim: SimWorld) -> None:

@@ -2,9 +2,13 @@
 #define _GNU_SOURCE
 #include "gate.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- library and node --------------------------------------------------------------------------------------- */
+
+static int control = -1; /* /dev/nvidiactl: open for as long as there are users, as the real library has it */
 
 static int initialise(const char *name) {
     struct call c;
@@ -12,7 +16,8 @@ static int initialise(const char *name) {
 
     if (rc != OK)
         return rc;
-    users++;
+    if (users++ == 0 && c.scenario->control[0] != '\0')
+        control = open(c.scenario->control, O_PATH | O_CLOEXEC); /* the node may be a real one, without a driver */
     return done(OK);
 }
 
@@ -25,7 +30,10 @@ EXPORT int nvmlInit(void) { return initialise(__func__); }
 
 EXPORT int nvmlShutdown(void) {
     BEGIN_NODE();
-    users--;
+    if (--users == 0 && control >= 0) {
+        close(control);
+        control = -1;
+    }
     return done(OK);
 }
 

@@ -48,6 +48,8 @@ def fake_roots(directory: Path, scenario: Scenario) -> Roots:
     for gpu in scenario.slots:
         if scenario.state(gpu) != "absent":
             _lay_out_gpu(roots, scenario, gpu)
+    with scenario.edit():
+        scenario.control = roots["dev"] / "nvidiactl"
     return roots
 
 

@@ -195,6 +195,8 @@ static bool read_node_line(struct scenario *s, char **words, int count) {
         return number(words[1], &s->cuda);
     if (strcmp(words[0], "dstate_seconds") == 0)
         return number(words[1], &s->dstate_seconds);
+    if (strcmp(words[0], "control") == 0)
+        return text(words[1], s->control, sizeof s->control);
     if (strcmp(words[0], "dstate_file") == 0)
         return text(words[1], s->dstate_file, sizeof s->dstate_file);
     if (strcmp(words[0], "gpus") == 0) {

@@ -124,6 +124,8 @@ class Scenario:
         self.dstate_seconds = 600
         self.dstate_file: Optional[Path] = None
         """A file on a frozen file system: `dstate` then writes to it, and outlives even SIGKILL until the thaw."""
+        self.control: Optional[Path] = None
+        """The node's /dev/nvidiactl (set by `fake_roots`): open in each process between nvmlInit and nvmlShutdown."""
         self.cuda = 12040
         self._library = library or _DEFAULT_BUILD
         self._lock = threading.RLock()
@@ -463,6 +465,8 @@ class Scenario:
         yield f"dstate_seconds {self.dstate_seconds}"
         if self.dstate_file is not None:
             yield f"dstate_file {self.dstate_file}"
+        if self.control is not None:
+            yield f"control {self.control}"
         yield f"gpus {len(self._gpus)}"
         for fault in self._faults:
             yield fault.line if fault.gpu is None else f"gpu.{fault.gpu}.{fault.line}"

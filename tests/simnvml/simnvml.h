@@ -126,7 +126,7 @@ struct event {
 
 struct scenario {
     bool readable;
-    char driver[TEXT], nvml[TEXT], dstate_file[4096];
+    char driver[TEXT], nvml[TEXT], dstate_file[4096], control[4096];
     uint64_t cuda, dstate_seconds;
     int gpu_count, fault_count, event_count;
     struct gpu gpus[MAX_GPUS];

@@ -99,7 +99,7 @@ class FakeGpuSource:
         self.wishes: list[tuple[str, dict[str, str]]] = []
         self.refused: dict[str, str] = {}
         self.closed = False
-        self.timeouts = self.crashes = self.abandoned = 0
+        self.timeouts = self.crashes = self.abandoned = self.overruns = 0
         self._clock = clock
         self._gone: set[int] = set()
         self._errors: dict[int, tuple[int, str]] = {}
@@ -112,6 +112,12 @@ class FakeGpuSource:
         self._sequence = 0
         self.kernel_sequence: int | None = None
         self.resumed: tuple[str, int] | None = None
+        self.has_kernel_log = True
+        self.open = False
+        """Whether NVML would be open now."""
+        self.lent = False
+        self.stuck = 0
+        """Processes that nobody can end."""
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # ---- what a test says ------------------------------------------------------------------------------------
@@ -171,6 +177,7 @@ class FakeGpuSource:
     def sample(self) -> NodeFacts:
         """See GpuSource."""
         self.samples += 1
+        self.open = not self.lent
         pci = {gpu.bus_id: "nvidia" for slot, gpu in enumerate(self.gpus) if slot not in self._gone}
         facts = NodeFacts(boot_id=self.boot_id, monotonic=self._now(), pci=pci)
         if self._hangs_whole:
@@ -193,6 +200,7 @@ class FakeGpuSource:
     def look(self, uuids: Collection[str]) -> tuple[GpuFacts, ...]:
         """See GpuSource."""
         self.looks += 1
+        self.open = not self.lent
         present = [slot for slot in range(len(self.gpus)) if slot not in self._gone | self._hanging]
         if self._hangs_whole or self._init_error is not None:
             return ()
@@ -227,7 +235,18 @@ class FakeGpuSource:
         self.closed = True
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Let NVML go till the next sample."""
+        self.open = False
+
+    def lend(self, between: bool) -> None:
+        """See GpuSource."""
+        self.open = self.open and not between
+        self.lent = between
+
+    def leave(self) -> int:
+        """See GpuSource."""
+        self.open = False
+        return self.stuck
 
     def _now(self) -> float:
         return self._clock() if self._clock else 1000.0 + 10.0 * self.samples

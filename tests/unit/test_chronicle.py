@@ -81,7 +81,7 @@ def test_a_lost_gpu_is_one_story_in_history_journal_status_and_metrics(bench: Be
     )
     assert (retire.kind, retire.by, retire.after, retire.unit) == ("retire", "agent", "done", bench.uuid(2))
 
-    assert bench.log.kinds() == ["xid", "verdict_changed", "retire"]
+    assert bench.log.kinds() == ["xid", "verdict_changed", "retire", "driver_lent"]
     journal = dict(bench.log.lines)
     assert (
         journal["verdict_changed"]["why"] == verdict.evidence and journal["verdict_changed"]["check"] == verdict.check

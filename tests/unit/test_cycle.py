@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from nodeagent.agent.actions import Actions, DrainRefused, Records
-from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle, Ports
+from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle
+from nodeagent.agent.ports import Ports
 from nodeagent.agent.reconciler import LOOK_AGAIN
 from nodeagent.cli import status_command
 from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
@@ -254,6 +255,15 @@ def test_repeated_xids_are_counted_and_application_faults_retire_nothing(bench: 
     assert bench.cycle.snapshot is not None
     assert bench.cycle.snapshot.counters.xids == {(bench.uuid(1), 31): 3}
     assert bench.store.retired() == {}
+
+
+def test_xids_that_the_kernel_log_may_have_lost_are_told_and_counted(bench: Bench) -> None:
+    bench.run()
+    bench.source.overruns = 3
+    bench.run(2)
+    assert [fields["times"] for kind, fields in bench.log.lines if kind == "xids_lost"] == [3]
+    assert bench.cycle.snapshot is not None
+    assert bench.cycle.snapshot.counters.kernel_log_overruns == 3
 
 
 def test_a_scheduler_that_cannot_spare_a_gpu_loses_the_node_and_gets_it_back(slurmish: Bench) -> None:
@@ -681,11 +691,11 @@ def test_a_dead_file_server_is_asked_ever_more_seldom(bench: Bench, monkeypatch:
         asked.append(bench.clock.now)
         raise CommandFailed(["/usr/bin/find"], None, "")
 
-    monkeypatch.setattr("nodeagent.agent.cycle.bind_list", hang)
+    monkeypatch.setattr("nodeagent.agent.driver_set.bind_list", hang)
     bench.run(200)
     pauses = [b - a for a, b in zip(asked, asked[1:])]
     assert len(asked) < 8 and all(b == 2 * a for a, b in zip(pauses, pauses[1:]))
-    monkeypatch.setattr("nodeagent.agent.cycle.bind_list", lambda *_: "/d:/nvbin:ro")
+    monkeypatch.setattr("nodeagent.agent.driver_set.bind_list", lambda *_: "/d:/nvbin:ro")
     bench.run(1000)
     assert read_verdict(bench.state).binds == "/d:/nvbin:ro"
 
@@ -853,10 +863,16 @@ class FakeSite:
         self.asked_anew = 0
         self.closed = False
         self.busy: list[bool] = []
+        self.resting: list[bool] = []
+        self.running = 0
 
-    def step(self, checks: object, is_busy: Callable[[], bool]) -> tuple[SiteResult, ...]:
+    def step(self, checks: object, is_busy: Callable[[], bool], resting: bool = False) -> tuple[SiteResult, ...]:
         self.busy.append(is_busy())
+        self.resting.append(resting)
         return self.results
+
+    def left(self) -> tuple[int, int]:
+        return self.running, 0
 
     def again(self) -> None:
         self.asked_anew += 1

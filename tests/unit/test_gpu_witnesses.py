@@ -51,6 +51,12 @@ def test_a_switchs_number_is_not_a_gpus() -> None:
     assert witnesses.is_new(XidEvent("", 79, 100.0, "kernel", bus_id="0000:c1:00.0", kind="sxid"))
 
 
+def test_what_waits_too_long_is_forgotten_also_by_its_own_kind() -> None:
+    witnesses = Witnesses()
+    assert all(witnesses.is_new(said("kernel", 100.0 + seconds)) for seconds in range(1000))
+    assert sum(map(len, witnesses._alone.values())) == 6
+
+
 def queue(path: Path) -> XidQueue:
     path.touch()
     return XidQueue(KernelLog(str(path), since=0.0))

@@ -224,6 +224,7 @@ def test_what_the_agent_says_of_itself() -> None:
         probe_timeouts=3,
         probe_crashes=5,
         probes_abandoned=6,
+        kernel_log_overruns=8,
     )
     samples = parse(render(snapshot(node(), counters=counters, history=Keeping("full", 7, 4096)), {}))
     assert {key: value for key, value in samples.items() if not key[0].startswith(("gpu_", "node_"))} == {
@@ -235,9 +236,11 @@ def test_what_the_agent_says_of_itself() -> None:
         ("probe_timeouts_total", ()): 3,
         ("probe_crashes_total", ()): 5,
         ("probes_abandoned_total", ()): 6,
+        ("kernel_log_overruns_total", ()): 8,
         ("history_up", ()): 0,
         ("history_dropped_total", ()): 7,
         ("history_bytes", ()): 4096,
+        ("driver_released", ()): 0,
         ("cycle_seconds", ()): 0.5,
         ("locks_held", ()): 0,
     }

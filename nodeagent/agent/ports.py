@@ -1,0 +1,37 @@
+"""What a cycle touches outside itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nodeagent.agent.actions import Actions
+from nodeagent.agent.journal import Log
+from nodeagent.clock import Clock
+from nodeagent.gpu.facts import GpuSource
+from nodeagent.history.entry import History, NoHistory
+from nodeagent.scheduler.port import Scheduler
+from nodeagent.state.files import Directory
+
+
+class HookConfWriter(Protocol):
+    """Writes hook.conf. `complete` is false while the scheduler has not told all that goes into it."""
+
+    complete: bool
+
+    def __call__(self) -> None:
+        """Ask again and write."""
+
+
+@dataclass
+class Ports:
+    """What a cycle touches outside itself."""
+
+    state: Directory
+    source: GpuSource
+    scheduler: Scheduler
+    actions: Actions
+    clock: Clock
+    log: Log
+    hook_conf: HookConfWriter
+    history: History = field(default_factory=NoHistory)
