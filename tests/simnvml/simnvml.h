@@ -115,7 +115,7 @@ struct fault {
     int gpu; /* -1: whatever the GPU */
     char call[TEXT];
     enum misdeed misdeed;
-    uint64_t value; /* the return code, or milliseconds */
+    uint64_t value; /* the return code, or microseconds */
 };
 
 struct event {
