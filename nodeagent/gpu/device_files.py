@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
 
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import NodeFacts, altered
 
 
 def with_device_files(facts: NodeFacts, dev: str) -> NodeFacts:
@@ -15,10 +14,10 @@ def with_device_files(facts: NodeFacts, dev: str) -> NodeFacts:
     if not control:
         return facts  # nobody keeps the driver's files here, so none is missing
     gpus = (
-        gpu if gpu.minor is None else replace(gpu, device_file=_kind(f"{dev}/nvidia{gpu.minor}") == control)
+        gpu if gpu.minor is None else altered(gpu, device_file=_kind(f"{dev}/nvidia{gpu.minor}") == control)
         for gpu in facts.gpus
     )
-    return replace(facts, gpus=tuple(gpus))
+    return altered(facts, gpus=tuple(gpus))
 
 
 def _kind(path: str) -> int:

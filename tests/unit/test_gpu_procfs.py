@@ -116,13 +116,39 @@ def test_pci_gpus_are_counted_and_nothing_else(tmp_path: Path) -> None:
     (passed / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
     bound = pci_device(tmp_path, "0000:3e:00.0", "0x10de", "0x030200")
     (bound / "driver").symlink_to("../../../bus/pci/drivers/nvidia")
-    assert procfs.count_pci_gpus(str(tmp_path)) == 3
+    assert procfs.PciBus(str(tmp_path)).count_gpus() == 3
 
 
 def test_no_pci_bus_is_no_value_and_an_empty_one_is_none_of_them(tmp_path: Path) -> None:
-    assert procfs.count_pci_gpus(str(tmp_path)) is None
+    assert procfs.PciBus(str(tmp_path)).count_gpus() is None
     (tmp_path / "bus/pci/devices").mkdir(parents=True)
-    assert procfs.count_pci_gpus(str(tmp_path)) == 0
+    assert procfs.PciBus(str(tmp_path)).count_gpus() == 0
+
+
+def test_what_changes_on_the_bus_is_seen(tmp_path: Path) -> None:
+    bus = procfs.PciBus(str(tmp_path))
+    first = pci_device(tmp_path, "0000:1a:00.0", "0x10de", "0x030200")
+    silent = pci_device(tmp_path, "0000:1b:00.0", "", "")
+    assert bus.count_gpus() == 1
+    (silent / "vendor").write_text("0x10de\n")
+    (silent / "class").write_text("0x030200\n")
+    assert bus.count_gpus() == 2  # what does not say what it is, is asked again
+    (silent / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
+    assert bus.count_gpus() == 1  # handed to a virtual machine
+    first.rename(tmp_path / "gone")
+    assert bus.count_gpus() == 0
+    pci_device(tmp_path, "0000:1a:00.0", "0x8086", "0x010601")  # another device in its place
+    assert bus.count_gpus() == 0
+    pci_device(tmp_path, "0000:1c:00.0", "0x10de", "0x030200")
+    assert bus.count_gpus() == 1
+
+
+def test_a_device_is_asked_once_what_it_is(tmp_path: Path) -> None:
+    gpu = pci_device(tmp_path, "0000:1a:00.0", "0x10de", "0x030200")
+    bus = procfs.PciBus(str(tmp_path))
+    assert bus.count_gpus() == 1
+    (gpu / "vendor").unlink()
+    assert bus.count_gpus() == 1
 
 
 def test_numa_node(tmp_path: Path) -> None:
