@@ -28,8 +28,9 @@ lint: $(STAMP)  ## ruff and mypy strict
 docs: $(STAMP)  ## docs/checks.md from what each check says of itself
 	@$(BIN)/python -m tests.make_docs
 
-soak: $(STAMP)  ## the race test at ten times its size: a million operations on the locks
+soak: $(STAMP)  ## ten times the size of two tests: a million operations on the locks, 100000 polls of eight GPUs
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
+	GPU_NODEAGENT_MEMORY_POLLS=100000 GPU_NODEAGENT_MEMORY_GPUS=8 $(BIN)/python -m pytest -s tests/contract/test_memory_flat.py
 
 corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days through the engine; prints what it found
 	@$(BIN)/python -m tests.corpus
