@@ -2,7 +2,7 @@
 
 The agent is the installed command, at rest at its usual interval, on eight simulated GPUs. XID 79 comes at any moment
 between two of its cycles, to one GPU after the other. The clock runs from the moment at which the stand-in library has
-the event, which hands it on within 10 ms (tests/simnvml/events.c); a real one does so at once.
+the event, which it hands on at once, as a real one does.
 """
 
 from __future__ import annotations

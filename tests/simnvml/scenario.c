@@ -5,9 +5,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -318,6 +320,19 @@ const struct scenario *scenario_now(void) {
     }
     fclose(file);
     return current;
+}
+
+int scenario_watch(void) {
+    const char *path = path_of_scenario();
+    char *copy = path == NULL ? NULL : strdup(path);
+    int fd = copy == NULL ? -1 : inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+
+    if (fd >= 0 && inotify_add_watch(fd, dirname(copy), IN_MOVED_TO) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    free(copy);
+    return fd;
 }
 
 bool scenario_append(const char *line) {

@@ -138,6 +138,9 @@ struct scenario {
  * the pointer is good until it lets go. Never NULL; `readable` is false where there was never a file that parsed. */
 const struct scenario *scenario_now(void);
 
+/* A descriptor that is readable when a file has been renamed into the scenario's directory; -1 where that cannot be. */
+int scenario_watch(void);
+
 /* Adds one line to the scenario file, as the setters do; false if that failed. */
 bool scenario_append(const char *line);
 
