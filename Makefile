@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint docs soak corpus bench rpm clean
+.PHONY: help demo test unit lint docs soak hardware corpus bench rpm clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,9 @@ docs: $(STAMP)  ## docs/checks.md from what each check says of itself
 soak: $(STAMP)  ## ten times the size of two tests: a million operations on the locks, 100000 polls of eight GPUs
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
 	GPU_NODEAGENT_MEMORY_POLLS=100000 GPU_NODEAGENT_MEMORY_GPUS=8 $(BIN)/python -m pytest -s tests/contract/test_memory_flat.py
+
+hardware: $(STAMP)  ## on a node with a real NVIDIA GPU: probe, NVML calls, recording, the stand-in compared; reads only
+	@$(BIN)/python -m tests.hardware
 
 corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days through the engine; prints what it found
 	@$(BIN)/python -m tests.corpus

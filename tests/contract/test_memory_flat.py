@@ -25,8 +25,8 @@ REPORTS = 100
 WARM_UP = 0.3
 """The share of the polls in which caches fill, the windows of health checks among them."""
 MOST_GROWTH_KIB = 256
-"""What the fitted line may rise by in the polls after that. A leaked object takes 50 bytes or more: one at each of 7,000
-polls is 350 KiB, at each of 70,000 ten times as much. The line of a sound agent rises by some 30 KiB."""
+"""What the fitted line may rise by in the polls after that. A leaked object takes 50 bytes or more: one at each of
+7,000 polls is 350 KiB, at each of 70,000 ten times as much. The line of a sound agent rises by some 30 KiB."""
 SECONDS = 120 + POLLS / 50
 
 
