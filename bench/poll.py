@@ -57,13 +57,13 @@ def measure(polls: int) -> list[Figure]:
         BenchFailed: a poll did not read all GPUs.
 
     """
-    free = _polls(polls, 0.0)
+    free = series(polls, 0.0)
     bare = _median(free, "calls") / free[0].count / 1000
     found = _figures("calls cost nothing", free, None)
     own = statistics.median(poll.whole - poll.calls for poll in free)
     found.append(Figure("poll", "a poll without its NVML calls", own, "ms", OWN_LIMIT_MS, note=_own(free)))
     for name, seconds in CALLS.items():
-        found += _figures(f"calls take {name}", _polls(polls, max(0.0, seconds - bare)), LIMIT)
+        found += _figures(f"calls take {name}", series(polls, max(0.0, seconds - bare)), LIMIT)
     return found
 
 
@@ -84,7 +84,8 @@ def _median(polls: list[Poll], part: str) -> float:
     return float(statistics.median(getattr(poll, part) for poll in polls))
 
 
-def _polls(count: int, late: float) -> list[Poll]:
+def series(count: int, late: float) -> list[Poll]:
+    """Poll so many times, with each NVML call that many seconds late."""
     with tempfile.TemporaryDirectory(prefix="gpu-nodeagent-bench-") as directory:
         scenario = Scenario(Path(directory) / "scenario", gpus=GPUS)
         if late:

@@ -90,21 +90,24 @@ class SimulatedAgent:
 
 
 @contextmanager
-def running() -> Iterator[SimulatedAgent]:
+def running(interval: float = INTERVAL) -> Iterator[SimulatedAgent]:
     """Run an agent for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="gpu-nodeagent-bench-") as directory, _running(Path(directory)) as agent:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpu-nodeagent-bench-") as directory,
+        _running(Path(directory), interval) as agent,
+    ):
         yield agent
 
 
 @contextmanager
-def _running(directory: Path) -> Iterator[SimulatedAgent]:
+def _running(directory: Path, interval: float) -> Iterator[SimulatedAgent]:
     scenario = Scenario(directory / "scenario", gpus=GPUS)
     roots = fake_roots(directory / "roots", scenario)
     port = _free_port()
     config = directory / "config.yaml"
     config.write_text(
         f"state_dir: {directory}/state\ndata_dir: {directory}/data\nnode_name: n1\nlisten: 127.0.0.1:{port}\n"
-        f"interval: {INTERVAL}\nscheduler: {{kind: local}}\n"
+        f"interval: {interval:g}s\nscheduler: {{kind: local}}\n"
         f"roots: {{proc: {roots['proc']}, sys: {roots['sys']}, dev: {roots['dev']}}}\n",
         encoding="utf-8",
     )

@@ -13,7 +13,7 @@ import time
 
 from bench.failure import BenchFailed
 from bench.figure import Figure
-from bench.simulated_agent import GPUS, SimulatedAgent, running
+from bench.simulated_agent import GPUS, INTERVAL, SimulatedAgent, running
 from nodeagent.state.verdict_file import FAILED
 
 LIMIT = 0.5
@@ -23,7 +23,7 @@ REST = (0.3, 4.0)
 """Seconds from the end of a cycle to the XID."""
 
 
-def measure(xids: int) -> list[Figure]:
+def measure(xids: int, interval: float = INTERVAL, rest: tuple[float, float] = REST) -> list[Figure]:
     """Send so many XIDs, to a fresh agent after each GPU has had one, and return the figures.
 
     Raises:
@@ -33,11 +33,11 @@ def measure(xids: int) -> list[Figure]:
     rng = random.Random(7)  # noqa: S311  the same moments in each run
     times: list[float] = []
     while len(times) < xids:
-        with running() as agent:
+        with running(interval) as agent:
             agent.wait_for_verdict()
             for slot in range(min(GPUS, xids - len(times))):
                 agent.wait_for_verdict()  # a cycle in its turn: only one in between is hurried
-                time.sleep(rng.uniform(*REST))
+                time.sleep(rng.uniform(*rest))
                 times.append(_until_failed(agent, slot))
     note = f"{len(times)} XIDs, {GPUS} GPUs"
     return [
