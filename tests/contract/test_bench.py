@@ -1,4 +1,4 @@
-"""The benches of the agent's side give figures that make sense; what they are is for `make bench` on a quiet machine."""
+"""The benches of the agent give figures that make sense; what they are is for `make bench` on a quiet machine."""
 
 from __future__ import annotations
 
