@@ -27,7 +27,8 @@ WARM_UP = 0.3
 MOST_GROWTH_KIB = 256
 """What the fitted line may rise by in the polls after that. A leaked object takes 50 bytes or more: one at each of
 7,000 polls is 350 KiB, at each of 70,000 ten times as much. The line of a sound agent rises by some 30 KiB."""
-SECONDS = 120 + POLLS / 50
+SECONDS = 120 + POLLS / 10
+"""A poll of one GPU takes 2 ms on an idle machine, one of eight 8 ms, and a busy machine several times as long."""
 
 
 def growth(points: Sequence[tuple[int, int]]) -> float:
@@ -72,6 +73,8 @@ def poll(node: SimulatedNode) -> list[Report]:
         try:
             for line in scene.stdout:
                 reports.append(Report.of_line(line))
+                if len(reports) % 10 == 0:
+                    print(reports[-1], flush=True)
                 change(node, len(reports))
                 scene.stdin.write("\n")
         finally:
