@@ -3,10 +3,12 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Processes that run tests; 0: one after the other in pytest's own.
+WORKERS ?= 2
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint docs soak corpus mutants bench rpm clean
+.PHONY: help demo test unit lint docs soak hardware corpus mutants bench rpm clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,7 +17,7 @@ demo: $(STAMP)  ## two jobs and a dying GPU on a simulated 8-GPU node, in under 
 	@$(BIN)/python -m tests.demo
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 unit: $(STAMP)  ## pure tests: no process, no scheduler
 	$(BIN)/python -m pytest -q tests/unit
@@ -28,8 +30,12 @@ lint: $(STAMP)  ## ruff and mypy strict
 docs: $(STAMP)  ## docs/checks.md from what each check says of itself
 	@$(BIN)/python -m tests.make_docs
 
-soak: $(STAMP)  ## the race test at ten times its size: a million operations on the locks
+soak: $(STAMP)  ## ten times the size of two tests: a million operations on the locks, 100000 polls of eight GPUs
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
+	GPU_NODEAGENT_MEMORY_POLLS=100000 GPU_NODEAGENT_MEMORY_GPUS=8 $(BIN)/python -m pytest -s tests/contract/test_memory_flat.py
+
+hardware: $(STAMP)  ## on a node with a real NVIDIA GPU: probe, NVML calls, recording, the stand-in compared; reads only
+	@$(BIN)/python -m tests.hardware
 
 corpus: $(STAMP)  ## every fault on six GPU models and 30 healthy node-days through the engine; prints what it found
 	@$(BIN)/python -m tests.corpus

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import agent, hooks, jobs, placement
+from bench import agent, hooks, jobs, placement, poll, xid
 from bench.failure import BenchFailed
 from bench.figure import Figure, machine, table, write_report
 
@@ -21,14 +21,19 @@ BUSY = 0.7
 def main() -> int:
     """Run the benches that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what the product costs.")
-    parser.add_argument("which", nargs="*", metavar="hooks|jobs|agent|placement", help="what to measure (default: all)")
+    kinds = "hooks|jobs|poll|xid|agent|placement"
+    parser.add_argument("which", nargs="*", metavar=kinds, help="what to measure (default: all)")
     parser.add_argument("--runs", type=int, default=200, help="runs of each hook (default: 200)")
     parser.add_argument("--jobs", type=int, default=200, help="jobs in each round on a real Slurm (default: 200)")
+    parser.add_argument("--polls", type=int, default=200, help="polls at each cost of an NVML call (default: 200)")
+    parser.add_argument("--xids", type=int, default=20, help="XIDs sent to an agent at rest (default: 20)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the agent is watched (default: 60)")
     options = parser.parse_args()
     benches: dict[str, Callable[[], list[Figure]]] = {
         "hooks": lambda: hooks.measure(options.runs),
         "jobs": lambda: jobs.measure(options.jobs),
+        "poll": lambda: poll.measure(options.polls),
+        "xid": lambda: xid.measure(options.xids),
         "agent": lambda: agent.measure(options.seconds),
         "placement": placement.measure,
     }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.external.schedule import SiteChecks
 from nodeagent.external.services import Services
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import NodeFacts, altered
 from nodeagent.gpu.host import Space
 from nodeagent.job.attribution import Attribution
 from nodeagent.job.names import UserNames
@@ -56,7 +55,7 @@ class Surroundings:
         if owners is not None:
             facts = self._attribution.of(facts, owners)
             self._locked = self._locked or bool(owners)
-        return replace(
+        return altered(
             facts,
             site=self.site.step(self._config.checks, lambda: owners is None or bool(owners), resting),
             services=self._services.step(self._config.health.services, patience),

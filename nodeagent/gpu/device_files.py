@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
 
-from nodeagent.gpu.facts import NodeFacts
+from nodeagent.gpu.facts import NodeFacts, altered
 from nodeagent.gpu.host import DeviceFile
 
 
 def with_device_files(facts: NodeFacts, dev: str) -> NodeFacts:
     """Return the facts with each GPU's device file, and /dev/nvidiactl, as they are now below `dev`."""
-    gpus = (gpu if gpu.minor is None else replace(gpu, device=look(f"{dev}/nvidia{gpu.minor}")) for gpu in facts.gpus)
-    return replace(facts, gpus=tuple(gpus), control=look(f"{dev}/nvidiactl"))
+    gpus = (gpu if gpu.minor is None else altered(gpu, device=look(f"{dev}/nvidia{gpu.minor}")) for gpu in facts.gpus)
+    return altered(facts, gpus=tuple(gpus), control=look(f"{dev}/nvidiactl"))
 
 
 def look(path: str) -> DeviceFile:

@@ -160,9 +160,11 @@ class Library:
         answer = self.value("nvmlDeviceGetFieldValues", handle, list(ids))
         found = {}
         for item in answer or ():
-            member = _VALUE_MEMBERS.get(item.valueType)
-            if item.nvmlReturn == 0 and member is not None and hasattr(item.value, member):
-                found[int(item.fieldId)] = getattr(item.value, member)
+            if item.nvmlReturn != 0:
+                continue
+            value = getattr(item.value, _VALUE_MEMBERS.get(item.valueType, ""), None)
+            if value is not None:
+                found[int(item.fieldId)] = value
         return found
 
     def fabric(self, handle: Any) -> tuple[int, int] | None:

@@ -149,7 +149,7 @@ class Worker:
 
 def _message(line: bytes) -> dict[str, Any] | None:
     try:
-        message = json.loads(line)
+        message = json.loads(str(line, "utf-8"))
     except ValueError:
         return None
     return message if isinstance(message, dict) else None

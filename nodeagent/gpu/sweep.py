@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
-from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process
+from nodeagent.gpu.facts import GpuFacts, MigInstance, NodeFacts, Process, altered
 from nodeagent.gpu.host import DeviceRule, Port
 from nodeagent.gpu.topology import NvLink, Place, link_qualities
 
@@ -67,7 +67,7 @@ class Sweep:
         gpus: tuple[GpuFacts, ...] = ()
         if self._node.get("nvml_error") is None:
             links = link_qualities(self._places)
-            read = (replace(gpu, links=links.get(gpu.bus_id, {})) for gpu in settle(self._gpus))
+            read = (altered(gpu, links=links.get(gpu.bus_id, {})) for gpu in settle(self._gpus))
             gpus = tuple(sorted(read, key=lambda gpu: -1 if gpu.index is None else gpu.index))
         return NodeFacts(
             boot_id=boot_id, monotonic=monotonic, duration=duration, gpus=gpus, **{**self._host, **self._node}
@@ -89,8 +89,8 @@ def located(
         spot = stuck[-1]
     hung = crashed is None and (not sweep.ended or spot is not None)
     if spot is None:
-        return replace(facts, hung=hung, crashed=crashed)
-    return replace(facts, hung=hung, crashed=crashed, hung_uuid=spot[0], hung_index=spot[1])
+        return altered(facts, hung=hung, crashed=crashed)
+    return altered(facts, hung=hung, crashed=crashed, hung_uuid=spot[0], hung_index=spot[1])
 
 
 def _decode_host(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,6 +132,6 @@ def settle(gpus: Sequence[GpuFacts]) -> list[GpuFacts]:
     """
     proven = {gpu.uuid for gpu in gpus if gpu.error is None and gpu.uuid}
     return [
-        replace(gpu, uuid="", bus_id="", serial="", minor=None) if gpu.error is not None and gpu.uuid in proven else gpu
+        altered(gpu, uuid="", bus_id="", serial="", minor=None) if gpu.error is not None and gpu.uuid in proven else gpu
         for gpu in gpus
     ]

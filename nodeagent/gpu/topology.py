@@ -48,28 +48,33 @@ class Place:
     ancestors: Mapping[str, int] = field(default_factory=dict)
 
 
-def _strength(links: Sequence[NvLink]) -> int:
-    return sum(max(1, link.version) for link in links)
+class _End:
+    """One GPU's end of its links: what they give together to each other GPU by bus id, and to NVSwitches."""
 
+    __slots__ = ("ancestors", "direct", "switched")
 
-def _nvlink(here: Place, here_id: str, there: Place, there_id: str) -> int:
-    """Generation times number, as the weaker of the two ends sees it: a link counts if both say that it is up."""
-    direct = min(
-        _strength([link for link in here.nvlinks if link.remote_bus_id == there_id]),
-        _strength([link for link in there.nvlinks if link.remote_bus_id == here_id]),
-    )
-    switched = min(
-        _strength([link for link in here.nvlinks if link.remote_type == TO_SWITCH]),
-        _strength([link for link in there.nvlinks if link.remote_type == TO_SWITCH]),
-    )
-    return direct + switched
+    def __init__(self, place: Place) -> None:
+        self.ancestors = place.ancestors
+        self.direct: dict[str, int] = {}
+        self.switched = 0
+        for link in place.nvlinks:
+            strength = max(1, link.version)
+            self.direct[link.remote_bus_id] = self.direct.get(link.remote_bus_id, 0) + strength
+            if link.remote_type == TO_SWITCH:
+                self.switched += strength
 
 
 def link_quality(here_id: str, here: Place, there_id: str, there: Place) -> int:
     """Return the quality of the connection of two GPUs, on the scale above; the same whichever is named first."""
+    return _quality(here_id, _End(here), there_id, _End(there))
+
+
+def _quality(here_id: str, here: _End, there_id: str, there: _End) -> int:
+    """NVLink as the weaker of the two ends sees it (a link counts if both say that it is up), and PCIe."""
     levels = [level for level in (here.ancestors.get(there_id), there.ancestors.get(here_id)) if level is not None]
     pcie = ANCESTOR_QUALITY.get(min(levels), 0) if levels else 0
-    return NVLINK * _nvlink(here, here_id, there, there_id) + pcie
+    direct = min(here.direct.get(there_id, 0), there.direct.get(here_id, 0))
+    return NVLINK * (direct + min(here.switched, there.switched)) + pcie
 
 
 def largest_linked(links: Sequence[Sequence[int]]) -> int:
@@ -97,9 +102,10 @@ def largest_linked(links: Sequence[Sequence[int]]) -> int:
 def link_qualities(places: Mapping[str, Place]) -> dict[str, dict[str, int]]:
     """Return for each GPU, by bus id, the quality of its connection to each other one. Symmetric."""
     ids = sorted(places)
+    ends = {bus_id: _End(places[bus_id]) for bus_id in ids}
     table: dict[str, dict[str, int]] = {bus_id: {} for bus_id in ids}
     for at, here in enumerate(ids):
         for there in ids[at + 1 :]:
-            quality = link_quality(here, places[here], there, places[there])
+            quality = _quality(here, ends[here], there, ends[there])
             table[here][there] = table[there][here] = quality
     return table

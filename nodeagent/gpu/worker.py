@@ -12,7 +12,8 @@ and answers on stdout, at a sample in this order:
 
     {"host": {…}}                     what the kernel says; no NVML in it
     {"node": {…}}                     versions, or why NVML does not answer
-    {"begin": {…}}                    the GPU that is turned to now: index, and UUID and bus id if known
+    {"begin": {…}}                    the GPU that is turned to now: index, and UUID and bus id if known; once more when
+                                      it has said who it is, if that is news or took long
     {"gpu": {…}}                      what was read of it (GpuFacts' fields, its NVLinks and its PCIe neighbourhood)
     {"end": {…}}                      the sweep is over
     {"tended": {…}}                   at a tend: which settings were changed, and which refused
@@ -37,6 +38,7 @@ import time
 
 from nodeagent.gpu import infiniband, procfs
 from nodeagent.gpu.nvml import GpuFault, Library, LibraryFault, NvmlFault, XidWatch
+from nodeagent.gpu.output import Output
 from nodeagent.gpu.reading import Reading
 from nodeagent.gpu.tending import attend
 
@@ -51,26 +53,10 @@ MUTE = 9
 """Failed calls for each one answered, from which on a GPU counts as one that cannot be read."""
 PORTS_PATIENCE = 0.2
 """Seconds for which a sweep waits for the InfiniBand ports, which answer within a millisecond when they are well."""
+QUIET = 0.1
+"""Seconds after which the parent is told once more which GPU is being read, though it knows: a sign of life."""
 WAIT_MS = 1000
 """How long the event thread waits in NVML at a time: the most that a release waits for it."""
-
-
-class Output:
-    """Lines to the parent, whole ones, from any thread."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._lock = threading.Lock()
-
-    def send(self, **message: Any) -> None:
-        """Send one message; ends the process if nobody listens any more."""
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        with self._lock:
-            while line:
-                try:
-                    line = line[os.write(self._fd, line) :]
-                except BrokenPipeError:
-                    os._exit(0)
 
 
 class Events:
@@ -124,6 +110,7 @@ class Sweeper:
         self._output = output
         self._proc = proc
         self._sys = sys_root
+        self._bus = procfs.PciBus(sys_root)
         self._library = Library()
         self._events = Events(self._library, output)
         self._ports = infiniband.Watch(sys_root)
@@ -150,7 +137,7 @@ class Sweeper:
         """Answer one request for a sample."""
         self._output.send(
             host={
-                "pci": procfs.pci_gpus(self._sys),
+                "pci": self._bus.gpus(),
                 "kernel_driver": procfs.driver_version(self._proc, self._sys),
                 "device_rule": procfs.device_rule(self._proc),
                 **self._ports.read(PORTS_PATIENCE),
@@ -190,7 +177,7 @@ class Sweeper:
             try:
                 self._library.open()
                 count = self._library.count()
-                self._output.send(
+                self._output.hold(
                     node={
                         "driver": self._library.value("nvmlSystemGetDriverVersion") or "",
                         "nvml_version": self._library.value("nvmlSystemGetNVMLVersion") or "",
@@ -246,11 +233,13 @@ class Sweeper:
     def _gpu(self, index: int, uuid: str, bus_id: str, suspect: bool, handles: dict[str, Any]) -> str:
         """Read one GPU and send it; returns its bus id. `handles` gains those that answer."""
         self._begin(index, uuid, bus_id)
+        began, told = time.monotonic(), (uuid, bus_id)
         reading = None
         answered, failed = self._library.answered, self._library.failed
         try:
             if suspect and not uuid:  # it hung before it could say who it is: its name first, if that can be had
                 uuid = self._identity(bus_id).uuid
+                told = (uuid, bus_id)
                 self._begin(index, uuid, bus_id)
             handle = self._library.handle(index)
             reading = Reading(self._library, handle)
@@ -258,7 +247,8 @@ class Sweeper:
             bus_id = reading.record.setdefault("bus_id", bus_id)
             uuid = reading.record.get("uuid") or uuid or self._identity(bus_id).uuid
             reading.record["uuid"] = uuid
-            self._begin(index, uuid, bus_id)
+            if told != (uuid, bus_id) or time.monotonic() - began > QUIET:
+                self._begin(index, uuid, bus_id)
             if bus_id:
                 self._uuids[bus_id] = uuid
             if self._watch:
@@ -274,11 +264,11 @@ class Sweeper:
             self._add_caps(reading.record)
             ancestors = self._neighbourhood(handle, bus_id, handles)
         except GpuFault as fault:
-            self._output.send(gpu=self._faulty(index, uuid, bus_id, fault, reading))
+            self._output.hold(gpu=self._faulty(index, uuid, bus_id, fault, reading))
             return bus_id
         links = {"nvlinks": reading.nvlinks, "ancestors": ancestors}
         numa_node = procfs.numa_node(self._sys, bus_id)
-        self._output.send(
+        self._output.hold(
             gpu={**reading.record, "index": index, "numa_node": numa_node, "slot": self._slot(bus_id), **links}
         )
         return bus_id

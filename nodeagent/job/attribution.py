@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 from nodeagent.clock import Clock
-from nodeagent.gpu.facts import GpuFacts, NodeFacts, Process
+from nodeagent.gpu.facts import GpuFacts, NodeFacts, Process, altered
 from nodeagent.gpu.host import Holder
 from nodeagent.lock.mark import Mark, slurm_job
 from nodeagent.lock.record import Owner
@@ -47,14 +46,14 @@ class Attribution:
         pids = {process.pid for gpu in facts.gpus for process in gpu.processes}
         known = {pid: self._identified(pid, marks, ended) for pid in pids}
         gpus = (
-            replace(
+            altered(
                 gpu,
                 holders=_holders(gpu, owners),
-                processes=tuple(replace(known[process.pid], memory=process.memory) for process in gpu.processes),
+                processes=tuple(altered(known[process.pid], memory=process.memory) for process in gpu.processes),
             )
             for gpu in facts.gpus
         )
-        return replace(facts, gpus=tuple(gpus))
+        return altered(facts, gpus=tuple(gpus))
 
     def _identified(self, pid: int, marks: Sequence[Mark], ended: float) -> Process:
         """Who a process is, if it is one that the sweep, which ended so many seconds ago, can have seen."""

@@ -818,6 +818,25 @@ def test_a_late_call_answers_all_the_same(make: Callable[..., Scenario], start: 
     assert 0.5 <= took[1] - took[0] < 0.95  # late once, not once for the library and once for the GPU
 
 
+def test_a_call_can_be_late_by_less_than_a_millisecond(
+    make: Callable[..., Scenario], start: Callable[..., Child]
+) -> None:
+    scenario = make()
+    scenario.delay(0.3, gpu=1, call="nvmlDeviceGetTemperature")
+    child = start(scenario)
+    child.ask("globals().update(on_time=gpu(0), late=gpu(1))")
+    rounds = "min(timeit.repeat(lambda: n.nvmlDeviceGetTemperature({}, 0), number=1, repeat=200))"
+    assert child.ask(rounds.format("on_time")) < 300e-6 <= child.ask(rounds.format("late")) < 600e-6
+
+
+@pytest.mark.parametrize("late", ["0.", ".5", "1.2345", "1.x", "-1", "1.-5"])
+def test_a_latency_that_makes_no_sense(make: Callable[..., Scenario], start: Callable[..., Child], late: str) -> None:
+    scenario = make()
+    with scenario.path.open("a") as file:
+        file.write(f"latency nvmlDeviceGetTemperature {late}\n")
+    assert start(scenario, init=False).code("n.nvmlInit()") == UNKNOWN
+
+
 def test_a_fork_beside_busy_threads(make: Callable[..., Scenario], start: Callable[..., Child]) -> None:
     child = start(make())
     for _ in range(2):

@@ -420,9 +420,11 @@ def test_a_gpu_that_a_check_finds_bad_is_retired_over_a_restart_and_comes_back_a
         [reason] = sim.status()["gpus"][1]["reasons"]
         assert (reason["check"], reason["evidence"], reason["action"]) == ("site-look", "slow", "reset_gpu")
         agent.kill()
-    path.write_text(f"#!/bin/sh\nsleep 1; test ! -e {flag}\n")  # the next agent does not know yet for a second
+    told = site.place / "told"  # the next agent does not know yet until the check may say so
+    path.write_text(f"#!/bin/sh\nuntil test -e {told}; do sleep 0.05; done; test ! -e {flag}\n")
     flag.unlink()
     with sim.agent():
         for _ in range(5):
             assert sim.retired() == [1]
+        told.touch()
         until(lambda: sim.retired() == [], "the check's clean run")

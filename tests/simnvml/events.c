@@ -2,11 +2,14 @@
 #define _GNU_SOURCE
 #include "gate.h"
 
+#include <poll.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 struct event_set {
     uint64_t seen;                /* the sequence number of the last event looked at */
     uint64_t wanted[MAX_GPUS];    /* event types registered for each GPU */
+    int watch;                    /* readable when the scenario may have been replaced, or -1 */
 };
 
 EXPORT int nvmlEventSetCreate(struct event_set **out) {
@@ -18,12 +21,15 @@ EXPORT int nvmlEventSetCreate(struct event_set **out) {
     for (int i = 0; i < c.scenario->event_count; i++)
         if (c.scenario->events[i].sequence > set->seen)
             set->seen = c.scenario->events[i].sequence;
+    set->watch = scenario_watch();
     *out = set;
     return done(OK);
 }
 
 EXPORT int nvmlEventSetFree(struct event_set *set) {
     BEGIN_NODE();
+    if (set != NULL && set->watch >= 0)
+        close(set->watch);
     free(set);
     return done(OK);
 }
@@ -54,7 +60,20 @@ static const struct event *next_event(const struct scenario *s, struct event_set
     }
 }
 
-/* Looks at the scenario every 10 ms: a test waits no longer than that for its event to arrive. */
+/* Waits until the scenario is replaced, and no longer than this: the library may be shut down meanwhile, and a file
+ * can be written in ways that are not watched. */
+enum { GLANCE_MS = 100, GLANCE_UNWATCHED_MS = 10 };
+
+static void wait_for_change(int watch, uint64_t left_us) {
+    uint64_t most = watch < 0 ? GLANCE_UNWATCHED_MS : GLANCE_MS, left = left_us / 1000 + 1;
+    struct pollfd changed = {watch, POLLIN, 0};
+    char seen[4096];
+
+    poll(&changed, 1, (int)(left < most ? left : most)); /* a negative descriptor is passed over */
+    while (watch >= 0 && read(watch, seen, sizeof seen) > 0)
+        ;
+}
+
 EXPORT int nvmlEventSetWait_v2(struct event_set *set, struct nvml_event *out, uint32_t timeout_ms) {
     uint64_t end = clock_us(CLOCK_MONOTONIC) + timeout_ms * 1000ull;
     BEGIN_NODE();
@@ -70,7 +89,7 @@ EXPORT int nvmlEventSetWait_v2(struct event_set *set, struct nvml_event *out, ui
         if (left == 0)
             return done(TIMEOUT);
         drop_lock();
-        nanosleep(&(struct timespec){0, (long)(left < 10000 ? left : 10000) * 1000}, NULL);
+        wait_for_change(set->watch, left);
         take_lock();
         if (users == 0)
             return done(UNINITIALIZED);

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "faults.h"
 
+#include "gate.h"
+
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
@@ -28,7 +30,7 @@ struct misdeeds misdeeds_of(const struct scenario *s, const char *call, int gpu,
         if ((f->gpu >= 0 ? f->gpu != gpu : own_only) || !names(f->call, call))
             continue;
         if (f->misdeed == IS_LATE) {
-            found.late_ms += f->value;
+            found.late_us += f->value;
         } else if (!found.any) {
             found.any = true;
             found.misdeed = f->misdeed;
@@ -40,11 +42,17 @@ struct misdeeds misdeeds_of(const struct scenario *s, const char *call, int gpu,
     return found;
 }
 
-static void sleep_ms(uint64_t ms) {
-    struct timespec left = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+/* Less than a millisecond is spent as a driver spends it, on the processor: a sleep would be some 60 us too long. */
+static void be_late(uint64_t us) {
+    struct timespec left = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    uint64_t end = clock_us(CLOCK_MONOTONIC) + us;
 
-    while (nanosleep(&left, &left) != 0)
-        ;
+    if (us < 1000)
+        while (clock_us(CLOCK_MONOTONIC) < end)
+            ;
+    else
+        while (nanosleep(&left, &left) != 0)
+            ;
 }
 
 /* The thread waits for a vfork child that only sleeps: state D to all the world. The child has every signal
@@ -83,8 +91,8 @@ static void write_and_wait(const char *path) {
 int misbehave(const struct misdeeds *m) {
     static char *volatile nowhere = NULL;
 
-    if (m->late_ms > 0)
-        sleep_ms(m->late_ms);
+    if (m->late_us > 0)
+        be_late(m->late_us);
     if (!m->any)
         return OK;
     switch (m->misdeed) {

@@ -8,7 +8,7 @@ struct misdeeds {
     bool any;
     enum misdeed misdeed;
     int rc;
-    uint64_t late_ms, dstate_seconds;
+    uint64_t late_us, dstate_seconds;
     char dstate_file[4096];
 };
 

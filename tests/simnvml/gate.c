@@ -45,7 +45,7 @@ int open_gate(const char *name, int slot, int flags, struct call *c) {
     if (c->scenario->fault_count == 0)
         return OK;
     m = misdeeds_of(c->scenario, name, slot, (flags & OWN_FAULTS_ONLY) != 0);
-    if (!m.any && m.late_ms == 0)
+    if (!m.any && m.late_us == 0)
         return OK;
     drop_lock();
     int rc = misbehave(&m);

@@ -5,9 +5,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -47,6 +49,30 @@ static bool number32(const char *word, uint32_t *out) {
     return wide == NONE || wide <= UINT32_MAX;
 }
 
+/* Milliseconds with up to three decimals, as microseconds. */
+static bool milliseconds(const char *word, uint64_t *out) {
+    uint64_t whole, part = 0;
+    char head[TEXT];
+    size_t digits = strcspn(word, ".");
+
+    if (digits == 0 || digits >= sizeof head)
+        return false;
+    memcpy(head, word, digits);
+    head[digits] = '\0';
+    if (!number(head, &whole) || whole > UINT32_MAX)
+        return false;
+    if (word[digits] == '.') {
+        const char *rest = word + digits + 1;
+        size_t length = strlen(rest);
+
+        if (length == 0 || length > 3 || strspn(rest, "0123456789") != length)
+            return false;
+        part = strtoull(rest, NULL, 10) * (length == 1 ? 100 : length == 2 ? 10 : 1);
+    }
+    *out = whole * 1000 + part;
+    return true;
+}
+
 static bool text(const char *word, char *out, size_t size) {
     return (size_t)snprintf(out, size, "%s", word) < size;
 }
@@ -71,7 +97,9 @@ static bool read_fault(struct scenario *s, int gpu, char **words, int count) {
     f->gpu = gpu;
     f->misdeed = (enum misdeed)misdeed;
     s->fault_count++;
-    return text(words[1], f->call, TEXT) && (!valued || number(words[2], &f->value));
+    if (!text(words[1], f->call, TEXT))
+        return false;
+    return !valued || (misdeed == IS_LATE ? milliseconds(words[2], &f->value) : number(words[2], &f->value));
 }
 
 /* `event SEQUENCE gpu N xid|recovery VALUE [GI CI]` */
@@ -294,6 +322,19 @@ const struct scenario *scenario_now(void) {
     }
     fclose(file);
     return current;
+}
+
+int scenario_watch(void) {
+    const char *path = path_of_scenario();
+    char *copy = path == NULL ? NULL : strdup(path);
+    int fd = copy == NULL ? -1 : inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+
+    if (fd >= 0 && inotify_add_watch(fd, dirname(copy), IN_MOVED_TO) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    free(copy);
+    return fd;
 }
 
 bool scenario_append(const char *line) {

@@ -405,9 +405,9 @@ class Scenario:
         """Make the call end its process by signal 11."""
         self._misdeed(gpu, f"crash {call or '*'}")
 
-    def delay(self, milliseconds: int, gpu: Optional[int] = None, call: Optional[str] = None) -> None:
-        """Make the call late; it answers as it would have."""
-        self._misdeed(gpu, f"latency {call or '*'} {milliseconds}")
+    def delay(self, milliseconds: float, gpu: Optional[int] = None, call: Optional[str] = None) -> None:
+        """Make the call late, to the microsecond; it answers as it would have."""
+        self._misdeed(gpu, f"latency {call or '*'} {milliseconds:.3f}")
 
     def clear_faults(self, gpu: Optional[int] = None) -> None:
         """Drop the faults given for this GPU; without a GPU, those given for no GPU in particular."""

@@ -115,7 +115,7 @@ struct fault {
     int gpu; /* -1: whatever the GPU */
     char call[TEXT];
     enum misdeed misdeed;
-    uint64_t value; /* the return code, or milliseconds */
+    uint64_t value; /* the return code, or microseconds */
 };
 
 struct event {
@@ -137,6 +137,9 @@ struct scenario {
 /* The scenario as the file has it now, read again if the file was replaced. The caller holds the library's lock and
  * the pointer is good until it lets go. Never NULL; `readable` is false where there was never a file that parsed. */
 const struct scenario *scenario_now(void);
+
+/* A descriptor that is readable when a file has been renamed into the scenario's directory; -1 where that cannot be. */
+int scenario_watch(void);
 
 /* Adds one line to the scenario file, as the setters do; false if that failed. */
 bool scenario_append(const char *line);

@@ -116,13 +116,13 @@ def test_pci_gpus_are_named_with_their_driver_and_nothing_else(tmp_path: Path) -
     (passed / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
     bound = pci_device(tmp_path, "0000:3e:00.0", "0x10de", "0x030200")
     (bound / "driver").symlink_to("../../../bus/pci/drivers/nvidia")
-    assert procfs.pci_gpus(str(tmp_path)) == {"0000:1a:00.0": "", "0000:1b:00.0": "", "0000:3e:00.0": "nvidia"}
+    assert procfs.PciBus(str(tmp_path)).gpus() == {"0000:1a:00.0": "", "0000:1b:00.0": "", "0000:3e:00.0": "nvidia"}
 
 
 def test_no_pci_bus_is_no_value_and_an_empty_one_is_none_of_them(tmp_path: Path) -> None:
-    assert procfs.pci_gpus(str(tmp_path)) is None
+    assert procfs.PciBus(str(tmp_path)).gpus() is None
     (tmp_path / "bus/pci/devices").mkdir(parents=True)
-    assert procfs.pci_gpus(str(tmp_path)) == {}
+    assert procfs.PciBus(str(tmp_path)).gpus() == {}
 
 
 def test_slots_of_the_chassis_are_known_by_the_place_of_their_card(tmp_path: Path) -> None:
@@ -153,6 +153,32 @@ def test_how_the_driver_keeps_its_device_files(text: str, rule: dict[str, int] |
     (tmp_path / "driver/nvidia").mkdir(parents=True)
     (tmp_path / "driver/nvidia/params").write_text(text)
     assert procfs.device_rule(str(tmp_path)) == rule
+
+
+def test_what_changes_on_the_bus_is_seen(tmp_path: Path) -> None:
+    bus = procfs.PciBus(str(tmp_path))
+    first = pci_device(tmp_path, "0000:1a:00.0", "0x10de", "0x030200")
+    silent = pci_device(tmp_path, "0000:1b:00.0", "", "")
+    assert len(bus.gpus() or {}) == 1
+    (silent / "vendor").write_text("0x10de\n")
+    (silent / "class").write_text("0x030200\n")
+    assert len(bus.gpus() or {}) == 2  # what does not say what it is, is asked again
+    (silent / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
+    assert len(bus.gpus() or {}) == 1  # handed to a virtual machine
+    first.rename(tmp_path / "gone")
+    assert bus.gpus() == {}
+    pci_device(tmp_path, "0000:1a:00.0", "0x8086", "0x010601")  # another device in its place
+    assert bus.gpus() == {}
+    pci_device(tmp_path, "0000:1c:00.0", "0x10de", "0x030200")
+    assert len(bus.gpus() or {}) == 1
+
+
+def test_a_device_is_asked_once_what_it_is(tmp_path: Path) -> None:
+    gpu = pci_device(tmp_path, "0000:1a:00.0", "0x10de", "0x030200")
+    bus = procfs.PciBus(str(tmp_path))
+    assert len(bus.gpus() or {}) == 1
+    (gpu / "vendor").unlink()
+    assert len(bus.gpus() or {}) == 1
 
 
 def test_numa_node(tmp_path: Path) -> None:
