@@ -39,15 +39,14 @@ def weigh(
     lacks = {f.check: missing(f.check, seen, now, settings) for f in grave}
     counted = [f for f in grave if not lacks[f.check]]
     pending = [f for f in grave if lacks[f.check]]
-    unknown = [f for f in counted if f.severity is Severity.UNKNOWN]
-    fresh = _grouped([f for f in counted if f.severity is not Severity.UNKNOWN])
+    fresh = _grouped(counted)
     blurred = not judged or any(f.severity is Severity.UNKNOWN for f in grave)
     doubtful = {one.check for one in unit.standing if blurred or one.check in unasked}
     standing = (*fresh, *_held(unit.standing, fresh, pending, doubtful, now, settings))
     unsettled = unit.state in ("", UNKNOWN) or now < settings.settle
     in_doubt = unsettled and (not judged or any(f.severity >= Severity.UNKNOWN for f in pending))
-    state = _state(standing, bool(unknown) or in_doubt)
-    shown = [*infos, *unknown, *(f for one in standing for f in _shown(one, one in fresh, now, settings))]
+    state = _state(standing, in_doubt)
+    shown = [*infos, *(f for one in standing for f in _shown(one, one in fresh, now, settings))]
     if in_doubt:
         shown += [replace(f, evidence=f"{f.evidence} ({lacks[f.check]})", severity=Severity.UNKNOWN) for f in pending]
     since = unit.since if state == unit.state else now
@@ -78,7 +77,7 @@ def _held(
     """What was found earlier, is not found now, and has not been gone for long enough."""
     held = []
     for one in old:
-        if any(new.check == one.check and new.severity >= one.severity for new in fresh):
+        if any(_replaces(new, one) for new in fresh):
             continue
         dirty = one.check in doubtful or any(f.severity >= one.severity for f in pending)
         since = one.clean_since if one.clean_since is not None else now
@@ -88,11 +87,17 @@ def _held(
     return tuple(held)
 
 
+def _replaces(new: Standing, old: Standing) -> bool:
+    """Whether what is found now is told instead of what was found: not where it only says that nothing is known."""
+    graver = new.severity > old.severity and new.severity is not Severity.UNKNOWN
+    return new.check == old.check and (graver or new.severity is old.severity)
+
+
 def _state(standing: Sequence[Standing], doubt: bool) -> str:
     severities = {one.severity for one in standing}
     if Severity.ERROR in severities:
         return FAILED
-    if doubt:
+    if doubt or Severity.UNKNOWN in severities:
         return UNKNOWN
     return DEGRADED if Severity.WARNING in severities else OK
 

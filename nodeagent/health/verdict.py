@@ -64,7 +64,7 @@ def judge(memory: Memory, facts: NodeFacts, settings: Health) -> tuple[Verdict, 
     """Return this cycle's verdict and what the next one has to remember; the same input gives the same output.
 
     Begin with `Memory()`. A finding counts by its check's rule (rules.py), an XID at once. ERROR fails a
-    unit, WARNING degrades it, UNKNOWN makes it UNKNOWN unless something worse stands. What counted is taken back after
+    unit, WARNING degrades it, UNKNOWN makes it UNKNOWN unless an ERROR stands. What counted is taken back after
     `recover` cycles in a row in which the unit was read and nothing as bad was found; until then its reasons stay and
     say what is missing. A unit that could not be read keeps its verdict until the strikes are full; one that never had
     a verdict is UNKNOWN meanwhile. GPUs that were known in this boot stay in the verdict. Another boot forgets

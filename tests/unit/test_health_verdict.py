@@ -270,13 +270,24 @@ def test_a_check_that_finds_something_milder_has_not_taken_the_graver_back() -> 
 def test_a_doubt_on_top_does_not_wash_a_fault_away() -> None:
     unit = Unit(RECOVER_2)
     unit.see(WARN)
-    assert [unit.see(DOUBT), unit.see(DOUBT), unit.see(), unit.see()] == ["UNKNOWN", "UNKNOWN", "DEGRADED", "OK"]
+    assert [unit.see(DOUBT), unit.see(DOUBT), unit.see()] == ["UNKNOWN"] * 3
+    assert {reason.check for reason in unit.reasons} == {"w", "d"}
+    assert unit.see() == "OK"
 
 
-def test_doubt_ends_with_the_first_reading() -> None:
+def test_a_check_that_cannot_say_any_more_does_not_take_its_word_back() -> None:
+    unit = Unit(RECOVER_2)
+    unit.see(finding("c", Severity.WARNING))
+    assert unit.see(finding("c", Severity.UNKNOWN)) == "UNKNOWN"
+    assert [reason.severity for reason in unit.reasons] == [Severity.UNKNOWN, Severity.WARNING]
+    assert unit.see(finding("c", Severity.ERROR)) == "FAILED"
+    assert [reason.severity for reason in unit.reasons] == [Severity.ERROR]
+
+
+def test_doubt_ends_like_everything_else_after_readings_enough() -> None:
     unit = Unit(Health())
     unit.see()
-    assert [unit.see(DOUBT), unit.see()] == ["UNKNOWN", "OK"]
+    assert [unit.see(DOUBT), *(unit.see() for _ in range(3))] == ["UNKNOWN"] * 3 + ["OK"]
 
 
 def test_since_is_when_the_state_changed() -> None:
