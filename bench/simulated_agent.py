@@ -90,17 +90,17 @@ class SimulatedAgent:
 
 
 @contextmanager
-def running(interval: float = INTERVAL) -> Iterator[SimulatedAgent]:
-    """Run an agent for as long as the block lasts."""
+def running(interval: float = INTERVAL, settings: str = "") -> Iterator[SimulatedAgent]:
+    """Run an agent for as long as the block lasts; `settings` are further lines of its configuration."""
     with (
         tempfile.TemporaryDirectory(prefix="gpu-nodeagent-bench-") as directory,
-        _running(Path(directory), interval) as agent,
+        _running(Path(directory), interval, settings) as agent,
     ):
         yield agent
 
 
 @contextmanager
-def _running(directory: Path, interval: float) -> Iterator[SimulatedAgent]:
+def _running(directory: Path, interval: float, settings: str) -> Iterator[SimulatedAgent]:
     scenario = Scenario(directory / "scenario", gpus=GPUS)
     roots = fake_roots(directory / "roots", scenario)
     port = _free_port()
@@ -108,7 +108,7 @@ def _running(directory: Path, interval: float) -> Iterator[SimulatedAgent]:
     config.write_text(
         f"state_dir: {directory}/state\ndata_dir: {directory}/data\nnode_name: n1\nlisten: 127.0.0.1:{port}\n"
         f"interval: {interval:g}s\nscheduler: {{kind: local}}\n"
-        f"roots: {{proc: {roots['proc']}, sys: {roots['sys']}, dev: {roots['dev']}}}\n",
+        f"roots: {{proc: {roots['proc']}, sys: {roots['sys']}, dev: {roots['dev']}}}\n{settings}",
         encoding="utf-8",
     )
     if shutil.which(COMMAND) is None:
