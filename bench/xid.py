@@ -19,7 +19,7 @@ from nodeagent.state.verdict_file import FAILED
 LIMIT = 0.5
 LOOK_EVERY = 0.001
 FELL_OFF_THE_BUS = 79
-KEEP_ALL = "policy: {dry_run: true}\n"
+KEEP_ALL = "policy: {reboot_node: tell}\n"
 """Nothing is retired: beside a retired idle GPU XIDs come from the kernel log, and what is measured here is NVML."""
 REST = (0.3, 4.0)
 """Seconds from the end of a cycle to the XID."""
