@@ -10,8 +10,10 @@ from pathlib import Path
 from nodeagent.config.load import flatten
 from nodeagent.config.model import Health
 from nodeagent.health.checks import CHECKS, Check
+from nodeagent.health.rules import AT_ONCE
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "checks.md"
+RULES = ("strikes", "default_strikes", "dwell", "recover", "recover_after")
 PARTS = ("Source", "Threshold", "Severity", "Action", "Clears")
 HEAD = """# Health checks
 
@@ -43,6 +45,27 @@ def parts_of(check: str, doc: str) -> Mapping[str, str]:
     return {"": meaning, **found}
 
 
+def tuning(check: str, said: Mapping[str, str]) -> str:
+    """Return how a check is tuned: the settings that its words name, then its rules. Raises BadDocstring.
+
+    A setting is named as `health.PART.NAME`, or as `…NAME` after another one of the same part.
+    """
+    known = dict(flatten(Health()))
+    named: list[str] = []
+    for short, key in re.findall(r"`(…|health\.)([a-z_.]+)`", " ".join(said.values())):
+        beside = [f"{other.rpartition('.')[0]}.{key}" for other in reversed(named)] if short == "…" else [key]
+        found = next((one for one in beside if one in known), None)
+        if found is None:
+            raise BadDocstring(check, key)
+        named.append(found)
+    own = [key for key in dict.fromkeys(named) if key not in RULES]
+    if check in AT_ONCE:
+        return ", ".join(f"`health.{key}` ({_shown(known[key])})" for key in own)
+    strikes = Health().strikes.get(check, Health().default_strikes)
+    rules = f"`health.strikes` ({strikes}), `health.dwell` (0) and `health.recover_after` (0) for `{check}`"
+    return ", ".join([*(f"`health.{key}` ({_shown(known[key])})" for key in own), rules])
+
+
 def page(checks: Mapping[str, Check]) -> str:
     """Return the page."""
     return "\n".join([HEAD, *_checks(checks), *_settings()]) + "\n"
@@ -52,8 +75,8 @@ def _checks(checks: Mapping[str, Check]) -> Iterator[str]:
     for check, find in checks.items():
         said = parts_of(check, sys.modules[find.__module__].__doc__ or "")
         yield f"## {check}\n\n{said[''][:1].upper()}{said[''][1:]}\n\n| | |\n|---|---|"
-        for part in PARTS:
-            yield f"| {part} | {said[part].replace('|', chr(92) + '|')} |"
+        for part, text in (*((part, said[part]) for part in PARTS), ("Tune", tuning(check, said))):
+            yield f"| {part} | {text.replace('|', chr(92) + '|')} |"
         yield ""
 
 
@@ -61,8 +84,13 @@ def _settings() -> Iterator[str]:
     yield "## Settings\n\nOf the section `health`, with their defaults; `config.yaml` says more of each."
     yield "\n| | |\n|---|---|"
     for key, value in flatten(Health()):
-        shown = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-        yield f"| `health.{key}` | `{shown:.15g}` |" if isinstance(value, float) else f"| `health.{key}` | `{shown}` |"
+        yield f"| `health.{key}` | `{_shown(value)}` |"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    return str(list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Chronicle:
         for event in facts.xids:
             first.setdefault((event.kind, event.uuid, event.xid), event)
         for key, event in first.items():
-            known = look_up(event.xid, {}) if event.kind == "xid" else sxid.look_up(event.xid, event.text)
+            known = look_up(event.xid, {}) if event.kind == "xid" else sxid.look_up(event.xid, event.text, {})
             about = known.name if event.kind == "xid" else f"NVSwitch: {known.name}"
             evidence = f"{event.kind.upper()} {event.xid}: {about}" + (f": {event.text}" if event.text else "")
             unit = self._units.get(event.uuid)

@@ -117,8 +117,8 @@ class Health:
     rest. `dwell` is for how many seconds it must have stood besides. `recover` is how many clean cycles in a row bring
     a unit back, `recover_after` for how many seconds it must have been clean besides, by check. Within `settle` seconds
     of the boot nothing counts but events: drivers and links are still coming up. `xid_actions` overrides the table, XID
-    -> recovery action. `services` are systemd's units that ought to run where they are enabled, `state_space` the bytes
-    that are to be left in the state directory.
+    -> recovery action, `sxid_reach` that of NVSwitches, SXid -> none, link or fabric. `services` are systemd's units
+    that ought to run where they are enabled, `state_space` the bytes that are to be left in the state directory.
     """
 
     expected_gpus: int = setting(-1, values.count)
@@ -136,6 +136,7 @@ class Health:
     settle: float = setting(60.0, values.duration)
     uncorrected_ecc_per_hour: float = setting(0.0, values.number)
     xid_actions: Mapping[int, str] = setting({}, values.mapping(values.xid, values.recovery_action))
+    sxid_reach: Mapping[int, str] = setting({}, values.mapping(values.xid, values.one_of("none", "link", "fabric")))
     sustained: Sustained = section(Sustained)
     memory_errors: MemoryErrors = section(MemoryErrors)
     temperature: Temperature = section(Temperature)

@@ -67,7 +67,7 @@ def is_complete(facts: NodeFacts) -> bool:
 def is_grave(event: XidEvent, settings: Health) -> bool:
     """Say whether an XID, or a switch's, condemns something by itself."""
     if event.kind == "sxid":
-        return sxid.look_up(event.xid, event.text).reach is sxid.Reach.FABRIC
+        return sxid.look_up(event.xid, event.text, settings.sxid_reach).reach is sxid.Reach.FABRIC
     return xid.latches(xid.look_up(event.xid, settings.xid_actions))
 
 

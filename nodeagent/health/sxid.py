@@ -2,7 +2,8 @@
 
 Source: NVIDIA's Fabric Manager User Guide, appendix on NVSwitch SXid errors: those that are not fatal, those that are
 fatal to what runs over one link (the driver then gives that link's GPU an XID 74), and those that are always fatal, to
-the whole fabric of the node. A number that is in no list is as grave as its kernel message says (`Fatal`, `Non-fatal`).
+the whole fabric of the node. A number in no list is as grave as its kernel message says (`Fatal`, `Non-fatal`). Sites
+override single numbers with `health.sxid_reach`.
 """
 
 from __future__ import annotations
@@ -110,9 +111,11 @@ TABLE: Mapping[int, Sxid] = {
 }
 
 
-def look_up(number: int, text: str) -> Sxid:
-    """Return what is known of this SXid; of others the kernel's message (`text`) says whether they are fatal."""
-    if number in TABLE:
-        return TABLE[number]
+def look_up(number: int, text: str, overrides: Mapping[int, str]) -> Sxid:
+    """Return what is known of this SXid; `overrides` (SXid → none, link, fabric) has the last word on its reach.
+
+    Of a number that is not in the table the kernel's message (`text`) says whether it is fatal.
+    """
     fatal = " Fatal" in text and "Non-fatal" not in text
-    return Sxid(number, "meaning unknown", Reach.LINK if fatal else Reach.NONE)
+    known = TABLE.get(number, Sxid(number, "meaning unknown", Reach.LINK if fatal else Reach.NONE))
+    return known if number not in overrides else Sxid(number, known.name, Reach[overrides[number].upper()])

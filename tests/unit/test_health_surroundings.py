@@ -497,6 +497,18 @@ def test_a_fault_of_the_fabric_before_any_gpu_was_read_stands_until_the_next_boo
     assert cycles.verdict.node_state == "OK"
 
 
+def test_a_site_says_how_far_a_switchs_fault_reaches() -> None:
+    cycles = Cycles(Health(sxid_reach={22003: "none", 11012: "fabric", 31001: "link"}))
+    cycles.see(gpu(0), xids=(fault(22003), fault(11012), fault(31001)))
+    assert [(one.severity, one.evidence.split()[1]) for one in cycles.verdict.node_findings] == [
+        *((ERROR, "11012"), (WARNING, "31001"), (INFO, "22003")),
+    ]
+    cycles.settings = Health(sxid_reach={11012: "none"})
+    for _ in range(3):
+        cycles.see(gpu(0))
+    assert cycles.verdict.node_state == "OK", "what was latched is taken back, too"
+
+
 def test_the_lists_of_switch_faults_do_not_overlap() -> None:
     reach = [known.reach for known in sxids.TABLE.values()]
     assert (reach.count(sxids.Reach.NONE), reach.count(sxids.Reach.LINK), reach.count(sxids.Reach.FABRIC)) == (

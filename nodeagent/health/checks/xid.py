@@ -1,7 +1,7 @@
 """xid: the driver reported a fault.
 
 Source: NVML's events and the kernel log; the number's meaning and action from `nodeagent.health.xid`.
-Threshold: one, at once: no strikes.
+Threshold: one, at once: no strikes. `health.xid_actions` has the last word on a number's action.
 Severity: ERROR for an action of reset_gpu or worse, on the GPU, latched. INFO for all else, for the one cycle: an
 application's fault and an unknown number are told and counted and change nothing. A grave XID of a GPU that never told
 its UUID: WARNING on the node. NVSwitch faults are `sxid`'s.
