@@ -103,6 +103,8 @@ def test_mixed_firmware_of_one_model_is_told_and_changes_nothing() -> None:
     assert said.evidence == "VBIOS of NVIDIA H100 are mixed: 1, 2"
     cycles.see(gpu(0, vbios="2"), gpu(1, vbios="2"))
     assert cycles.verdict.node_findings == ()
+    cycles.see(gpu(2, vbios="2", name=""), gpu(3, vbios="1", name=""))
+    assert [one.evidence for one in cycles.verdict.node_findings] == ["VBIOS of GPUs of no name are mixed: 1, 2"]
 
 
 def listed(*names: str) -> Cycles:
