@@ -148,3 +148,42 @@ def test_nameless_gpus_beyond_those_that_are_gone_are_the_nodes() -> None:
         (uuid(1), f"{PLACES[1]} is gone: NVML listed it earlier in this boot and lists it no more"),
         ("", f"GPU 2 {bus(9)}"),
     ]
+
+
+EXPECTED = "{} GPUs expected: NVML lists {} GPUs, {} on the PCI bus"
+
+
+@pytest.mark.parametrize(
+    ("expected", "facts", "finding"),
+    [
+        (3, node(gpu(0), gpu(1), pci_gpus=3), (Severity.ERROR, EXPECTED.format(3, 2, 3), REBOOT)),
+        (
+            *(3, node(gpu(0), gpu(1), pci_gpus=None)),
+            (Severity.ERROR, "3 GPUs expected: NVML lists 2 GPUs", REBOOT),
+        ),
+        (1, node(gpu(0), gpu(1)), (Severity.WARNING, EXPECTED.format(1, 2, 2), RecoveryAction.NONE)),
+        (0, node(gpu(0)), (Severity.WARNING, EXPECTED.format(0, 1, 1), RecoveryAction.NONE)),
+        (
+            *(-1, node(gpu(0), pci_gpus=3)),
+            (
+                *(Severity.WARNING, "the driver does not serve every GPU: NVML lists 1 GPUs, 3 on the PCI bus"),
+                RecoveryAction.NONE,
+            ),
+        ),
+        (-1, node(gpu(0), pci_gpus=2), None),
+        (2, node(gpu(0)), None),
+        (3, node(gpu(0), hung=True), None),
+        (1, node(gpu(0), pci_gpus=2), None),
+    ],
+)
+def test_the_number_of_gpus_beside_one_that_was_known(
+    expected: int, facts: NodeFacts, finding: tuple[Severity, str, RecoveryAction] | None
+) -> None:
+    settings = Health(expected_gpus=expected)
+    findings = found("gpu-count", facts, known=2 if len(facts.gpus) == 1 and expected else 0, settings=settings)
+    assert findings == ([] if finding is None else [Finding("gpu-count", "", *finding)])
+
+
+def test_a_node_without_any_gpu_says_so() -> None:
+    said = Finding("gpu-count", "", Severity.INFO, "no NVIDIA GPU on this node: nothing to watch")
+    assert found("gpu-count", node()) == [said]

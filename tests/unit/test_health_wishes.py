@@ -6,6 +6,7 @@ import pytest
 
 from nodeagent.config.model import Health
 from nodeagent.config.thresholds import Expect
+from nodeagent.gpu.facts import GpuFacts
 from nodeagent.health.finding import RecoveryAction, Severity
 from tests.unit.test_health_facts import Cycles, bus, checks_of, gpu, lost, uuid
 
@@ -103,6 +104,8 @@ def test_mixed_firmware_of_one_model_is_told_and_changes_nothing() -> None:
     assert said.evidence == "VBIOS of NVIDIA H100 are mixed: 1, 2"
     cycles.see(gpu(0, vbios="2"), gpu(1, vbios="2"))
     assert cycles.verdict.node_findings == ()
+    cycles.see(gpu(2, vbios="2", name=""), gpu(3, vbios="1", name=""))
+    assert [one.evidence for one in cycles.verdict.node_findings] == ["VBIOS of GPUs of no name are mixed: 1, 2"]
 
 
 def listed(*names: str) -> Cycles:
@@ -147,6 +150,14 @@ def test_a_serial_that_is_not_known_is_held_against_nobody() -> None:
     cycles = listed(uuid(0))
     cycles.see(gpu(0, serial=""), gpu(1, serial=""))
     assert cycles.states() == ["OK", "DEGRADED"]
+    (reason,) = cycles.unit(1).reasons
+    assert reason.evidence == f"GPU 1 {bus(1)} (serial unknown, {uuid(1)}) is not in this node's list"
+
+
+def test_a_gpu_that_never_told_who_it_is_may_be_the_one_that_is_missed() -> None:
+    cycles = listed("S0", "S1")
+    cycles.see(gpu(0), GpuFacts("", index=1, error=15))
+    assert checks_of(cycles.verdict.node_findings) == ["gpu-lost"]
 
 
 def test_a_sweep_cut_short_misses_nobody() -> None:

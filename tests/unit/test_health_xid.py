@@ -7,11 +7,15 @@ from dataclasses import replace
 import pytest
 
 from nodeagent.config.model import Health
-from nodeagent.health.finding import RecoveryAction, Severity
-from nodeagent.health.verdict import clear
+from nodeagent.gpu.facts import XidEvent
+from nodeagent.health.checks import CHECKS
+from nodeagent.health.finding import Finding, RecoveryAction, Severity
+from nodeagent.health.memory import Memory
+from nodeagent.health.scene import observe
+from nodeagent.health.verdict import clear, judge
 from nodeagent.health.xid import CATALOGUE as NVIDIAS
 from nodeagent.health.xid import OVERRIDE, TABLE, UNLISTED, WORKFLOW, Xid, latches, look_up
-from tests.unit.test_health_facts import SETTINGS, Cycles, bus, gpu, lost, uuid, xid
+from tests.unit.test_health_facts import SETTINGS, Cycles, bus, gpu, lost, node, uuid, xid
 
 CATALOGUE = {
     RecoveryAction.NONE: {
@@ -230,3 +234,51 @@ def test_a_mig_instance_is_named() -> None:
         f"XID 95 (uncontained memory error) on GPU 0 {bus(0)} MIG GI 1",
         f"XID 13 (graphics engine exception) on GPU 0 {bus(0)} MIG GI 2 CI 0",
     ]
+
+
+NAMELESS = "that never told its UUID"
+NONE, RESTART, REBOOT = RecoveryAction.NONE, RecoveryAction.RESTART_APPLICATION, RecoveryAction.REBOOT_NODE
+
+
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        (
+            (xid(0, 13),),
+            (uuid(0), Severity.INFO, f"XID 13 (graphics engine exception) on GPU 0 {bus(0)}", RESTART),
+        ),
+        (
+            (xid(7, 13),),
+            (uuid(7), Severity.INFO, f"XID 13 (graphics engine exception) on GPU {uuid(7)}", RESTART),
+        ),
+        (
+            (xid(0, 79, late=True),),
+            (
+                *(uuid(0), Severity.INFO),
+                f"XID 79 (GPU has fallen off the bus) on GPU 0 {bus(0)} while no agent listened; "
+                "the GPU has been initialised anew since",
+                REBOOT,
+            ),
+        ),
+        (
+            (xid(9, 79, uuid="", gpu_instance=3),) * 2,
+            (
+                *("", Severity.WARNING),
+                f"XID 79 (GPU has fallen off the bus) on a GPU at {bus(9)} {NAMELESS} MIG GI 3, 2 times",
+                REBOOT,
+            ),
+        ),
+        (
+            (xid(9, 13, uuid="", bus_id=""),),
+            (
+                *("", Severity.INFO),
+                f"XID 13 (graphics engine exception) on a GPU at an unknown place {NAMELESS}",
+                NONE,
+            ),
+        ),
+    ],
+)
+def test_what_is_told_of_an_xid(events: tuple[XidEvent, ...], told: tuple[str, Severity, str, RecoveryAction]) -> None:
+    memory = judge(Memory(), node(gpu(0, energy=2000.0)), SETTINGS)[1]
+    scene = observe(memory, node(gpu(0), xids=events), SETTINGS)
+    assert list(CHECKS["xid"](scene, SETTINGS)) == [Finding("xid", *told)]

@@ -11,7 +11,7 @@ Clears: it has joined.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nodeagent.config.model import Health
 from nodeagent.gpu.facts import GpuFacts
@@ -21,7 +21,7 @@ from nodeagent.health.series import Series, Sight, long_enough, window_length
 
 NAME = "fabric-state"
 NOT_STARTED, IN_PROGRESS, COMPLETED = 1, 2, 3
-WORDS = {NOT_STARTED: "is not started", IN_PROGRESS: "is in progress"}
+WORDS: Mapping[int | None, str] = {NOT_STARTED: "is not started", IN_PROGRESS: "is in progress"}
 
 
 def _out(gpu: GpuFacts) -> bool | None:
@@ -44,7 +44,7 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
         if not _out(gpu):
             continue
         unit = scene.units[uuid]
-        state = WORDS.get(gpu.fabric_state or 0, f"ended with error {gpu.fabric_status}")
+        state = WORDS.get(gpu.fabric_state, f"ended with error {gpu.fabric_status}")
         evidence = f"registration of {unit.place} with the NVLink fabric {state} (is the fabric manager running?)"
         window = unit.windows.get(NAME)
         if window is not None and long_enough(window, settings):
