@@ -60,5 +60,6 @@ def test_a_fault_of_an_nvswitch_does_not_hide_the_xid_after_it() -> None:
     cycles = Cycles(SETTINGS)
     switch = xid(0, 19, kind="sxid", bus_id="0000:85:00.0")
     verdict = cycles.see(gpu(0), xids=(switch, switch, xid(0, 13)))
-    assert verdict.node_findings == (Finding("xid", "", Severity.INFO, "NVSwitch 0000:85:00.0: sxid 19, 2 times"),)
+    evidence = "SXid 19 (meaning unknown) on NVSwitch 0000:85:00.0, 2 times"
+    assert verdict.node_findings == (Finding("sxid", "", Severity.INFO, evidence),)
     assert checks_of(cycles.unit(0).reasons) == ["xid"]

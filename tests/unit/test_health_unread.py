@@ -156,24 +156,25 @@ EXPECTED = "{} GPUs expected: NVML lists {} GPUs, {} on the PCI bus"
 @pytest.mark.parametrize(
     ("expected", "facts", "finding"),
     [
-        (3, node(gpu(0), gpu(1), pci_gpus=3), (Severity.ERROR, EXPECTED.format(3, 2, 3), REBOOT)),
+        (3, node(gpu(0), gpu(1), pci=on_bus(3)), (Severity.ERROR, EXPECTED.format(3, 2, 3), REBOOT)),
         (
-            *(3, node(gpu(0), gpu(1), pci_gpus=None)),
+            *(3, node(gpu(0), gpu(1), pci=None)),
             (Severity.ERROR, "3 GPUs expected: NVML lists 2 GPUs", REBOOT),
         ),
         (1, node(gpu(0), gpu(1)), (Severity.WARNING, EXPECTED.format(1, 2, 2), RecoveryAction.NONE)),
         (0, node(gpu(0)), (Severity.WARNING, EXPECTED.format(0, 1, 1), RecoveryAction.NONE)),
         (
-            *(-1, node(gpu(0), pci_gpus=3)),
+            *(-1, node(gpu(0), pci=on_bus(3))),
             (
-                *(Severity.WARNING, "the driver does not serve every GPU: NVML lists 1 GPUs, 3 on the PCI bus"),
+                Severity.WARNING,
+                f"the driver does not serve every GPU: NVML lists 1 GPUs, 3 on the PCI bus (not {bus(2)})",
                 RecoveryAction.NONE,
             ),
         ),
-        (-1, node(gpu(0), pci_gpus=2), None),
+        (-1, node(gpu(0), pci=on_bus(2)), None),
         (2, node(gpu(0)), None),
         (3, node(gpu(0), hung=True), None),
-        (1, node(gpu(0), pci_gpus=2), None),
+        (1, node(gpu(0), pci=on_bus(2)), None),
     ],
 )
 def test_the_number_of_gpus_beside_one_that_was_known(

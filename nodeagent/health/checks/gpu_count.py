@@ -45,8 +45,8 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
 
 
 def _unserved(scene: Scene) -> Iterator[str]:
-    """The GPUs on the bus that NVML does not list, each with the driver that has it."""
-    listed = {gpu.bus_id for gpu in scene.facts.gpus}
+    """The GPUs on the bus that NVML does not list and never did, each with the driver that has it."""
+    listed = {gpu.bus_id for gpu in scene.facts.gpus} | {unit.bus_id for unit in scene.units.values()}
     for bus_id, driver in (scene.facts.pci or {}).items():
         if bus_id not in listed:
             yield f"{bus_id} (driver {driver})" if driver not in ("", "nvidia") else bus_id
