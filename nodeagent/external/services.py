@@ -12,8 +12,8 @@ from nodeagent.gpu.host import Service
 from nodeagent.scheduler.command import Runner, run
 
 SYSTEMCTL = "/usr/bin/systemctl"
-EVERY = 30.0
-"""Seconds between two questions: a process is started for each."""
+EVERY, SELDOM = 30.0, 600.0
+"""Seconds between two questions, for each of which a process is started; where nobody answered, and may never."""
 TIMEOUT = 5.0
 PROPERTIES = ("Id", "LoadState", "ActiveState", "Result", "UnitFileState")
 
@@ -25,7 +25,7 @@ class Services:
         self._clock = clock
         self._runner = runner
         self._systemctl = systemctl
-        self._asked = float("-inf")
+        self._due = float("-inf")
         self._thread: threading.Thread | None = None
         self._found: tuple[Service, ...] = ()
 
@@ -33,8 +33,8 @@ class Services:
         """Ask again if it is time, and return what was said last; waits `patience` seconds for the answer."""
         now = self._clock.monotonic()
         running = self._thread is not None and self._thread.is_alive()
-        if names and not running and now - self._asked >= EVERY and os.access(self._systemctl, os.X_OK):
-            self._asked = now
+        if names and not running and now >= self._due and os.access(self._systemctl, os.X_OK):
+            self._due = now + EVERY
             self._thread = threading.Thread(target=self._ask, args=(tuple(names),), daemon=True, name="services")
             self._thread.start()
             self._thread.join(patience)
@@ -48,6 +48,7 @@ class Services:
             self._found = parse(text, self._clock.monotonic())
         except CommandFailed:
             self._found = ()  # no systemd runs here, or it does not answer: nothing is known
+            self._due = self._clock.monotonic() + SELDOM
 
 
 def parse(text: str, at: float) -> tuple[Service, ...]:

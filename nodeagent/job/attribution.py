@@ -32,6 +32,8 @@ class Attribution:
         self._admin_uids = " ".join(map(str, admin_uids))
         self._user_name = user_name
         self._clock = clock
+        self._marks: dict[str, Mark] = {}
+        """By grant."""
 
     def of(self, facts: NodeFacts, owners: Mapping[str, Owner]) -> NodeFacts:
         """Return the facts with the holders of each GPU, and with who its processes are and whose mark they bear.
@@ -41,7 +43,11 @@ class Attribution:
         keeps its number and no more.
         """
         grants = {owner.grant: owner for owner in owners.values()}
-        marks = [Mark(owner, self._admin_uids) for owner in grants.values()]
+        # a run's group is read once: its directory may lie on a file server
+        self._marks = {
+            grant: self._marks.get(grant) or Mark(owner, self._admin_uids) for grant, owner in grants.items()
+        }
+        marks = tuple(self._marks.values())
         ended = self._clock.monotonic() - facts.monotonic
         pids = {process.pid for gpu in facts.gpus for process in gpu.processes}
         known = {pid: self._identified(pid, marks, ended) for pid in pids}
@@ -70,9 +76,12 @@ class Attribution:
         return Process(pid, None, uid, named or self._user_name(uid), command, job)
 
     def _job(self, pid: int, uid: int, marks: Sequence[Mark]) -> str:
-        """The job whose mark a process bears, as its lock names it; a job of Slurm's also without a lock."""
+        """The job whose mark a process bears, as its lock names it; a job of Slurm's also without a lock.
+
+        Only by what the kernel says: of a process that hangs in the driver the environment cannot be read.
+        """
         for mark in marks:
-            if mark.uid == uid and mark.is_on(self._proc, pid):
+            if mark.uid == uid and mark.by_kernel(self._proc, pid):
                 return job_name(mark.owner.scheduler, mark.owner.job, mark.owner.task)
         number = slurm_job(self._proc, pid)
         return job_name("slurm", number) if number else ""

@@ -34,19 +34,22 @@ class Mark:
             self._group = sge_group(self.owner.run, tuple(map(int, self._admin_uids.split())))
         return self._group
 
+    def by_kernel(self, proc: str, pid: int) -> "bool | None":
+        """Say whether the kernel knows that process as this job's; None where the scheduler has put no mark on it."""
+        if self.owner.scheduler == "sge" and self.group:
+            return self.group in group_ids(proc, pid)
+        job = slurm_job(proc, pid) if self.owner.scheduler == "slurm" else ""
+        return job == self.owner.job if job else None
+
     def is_on(self, proc: str, pid: int) -> bool:
         """Say whether that process, of the job's user, is proved to be of this job."""
         owner = self.owner
+        known = self.by_kernel(proc, pid)
+        if known is not None:
+            return known
         if owner.scheduler == "sge":
-            if self.group:
-                return self.group in group_ids(proc, pid)
             return bool(owner.run) and _variable(proc, pid, "SGE_JOB_SPOOL_DIR") == owner.run
-        if owner.scheduler != "slurm":
-            return False
-        job = slurm_job(proc, pid)
-        if job:
-            return job == owner.job
-        if _variable(proc, pid, "SLURM_JOB_ID") != owner.job:
+        if owner.scheduler != "slurm" or _variable(proc, pid, "SLURM_JOB_ID") != owner.job:
             return False
         return not owner.cluster or _variable(proc, pid, "SLURM_CLUSTER_NAME") in ("", owner.cluster)
 

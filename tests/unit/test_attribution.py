@@ -68,6 +68,24 @@ def test_a_task_of_grid_engine_s_is_known_by_its_group(proc: Proc, tmp_path: Pat
     assert (facts.gpus[0].holders, facts.gpus[1].holders) == ((), (Holder("sge", "8", "3", "bob", ME),))
 
 
+def test_what_a_process_says_of_itself_is_no_proof(proc: Proc) -> None:
+    proc.add(50, cgroup="0::/user.slice\n", environ="SLURM_JOB_ID=17\0")
+    facts = attribute(proc, node(gpu(0, processes=(Process(50),))), JOB)
+    assert facts.gpus[0].processes[0].job == ""
+
+
+def test_a_run_s_directory_is_read_once(proc: Proc, tmp_path: Path) -> None:
+    (tmp_path / "addgrpid").write_text("20003\n")
+    owner = Owner("sge", "8", uid=str(ME), grant="g", run=str(tmp_path), units=(uuid(0),), gpus=(uuid(0),))
+    proc.add(60, status="Groups:\t20003 \n")
+    of = Attribution(proc.root, (ME,), str, SystemClock())
+    facts = replace(node(gpu(0, processes=(Process(60),))), monotonic=time.monotonic())
+    jobs = [of.of(facts, {uuid(0): owner}).gpus[0].processes[0].job]
+    (tmp_path / "addgrpid").unlink()
+    jobs.append(of.of(facts, {uuid(0): owner}).gpus[0].processes[0].job)
+    assert jobs == ["sge 8", "sge 8"]
+
+
 def test_a_process_that_is_gone_or_began_after_the_sweep_is_a_number(proc: Proc) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * ticks)

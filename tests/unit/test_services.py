@@ -91,6 +91,15 @@ def test_a_manager_that_does_not_answer_is_not_waited_for_nor_asked_again() -> N
     hands.may_answer.set()
 
 
+def test_where_nobody_answers_it_is_asked_seldom() -> None:
+    hands = Hands(None)
+    services = Services(hands, hands, "/bin/sh")
+    for _ in range(21):
+        assert services.step(NAMES, 5.0) == ()
+        hands.now += EVERY + 1
+    assert len(hands.asked) == 2
+
+
 @pytest.mark.parametrize(("answer", "systemctl"), [(None, "/bin/sh"), (SAID, "/nonexistent/systemctl")])
 def test_without_systemd_nothing_is_known(answer: str | None, systemctl: str) -> None:
     hands = Hands(answer)
