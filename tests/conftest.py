@@ -30,8 +30,12 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes run tests (`-n`), the tests of a file stay together, in their order."""
+    """Where several processes run tests (`-n`), the tests of a file stay together, in their order.
+
+    First of all such hooks: pytest-xdist's own reads the groups.
+    """
 
     def turn(item: pytest.Item) -> int:
         name = item.path.relative_to(HERE).as_posix()
