@@ -9,32 +9,32 @@ from __future__ import annotations
 import os
 import threading
 
+from nodeagent.gpu.procfs import entries, text_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_BYTES = 256
 
 
 def ports(sys: str) -> list[dict[str, Any]]:
     """Return the node's InfiniBand ports in the fields of host.Port; what cannot be read is left out."""
     home = f"{sys}/class/infiniband"
-    return [port for device in _names(home) for port in _of_device(f"{home}/{device}", device)]
+    return [port for device in entries(home) for port in _of_device(f"{home}/{device}", device)]
 
 
 def _of_device(home: str, device: str) -> list[dict[str, Any]]:
     if os.path.lexists(f"{home}/device/physfn"):
         return []
     found = []
-    for number in filter(str.isdigit, _names(f"{home}/ports")):
+    for number in filter(str.isdigit, entries(f"{home}/ports")):
         path = f"{home}/ports/{number}"
-        if _read(f"{path}/link_layer").lower() not in ("", "infiniband"):
+        if text_of(f"{path}/link_layer").strip().lower() not in ("", "infiniband"):
             continue
         values = {
-            "state": _leading(_read(f"{path}/state"), ":"),
-            "physical": _leading(_read(f"{path}/phys_state"), ":"),
-            "rate": _rate(_read(f"{path}/rate")),
-            "downed": _leading(_read(f"{path}/counters/link_downed"), " "),
+            "state": _leading(text_of(f"{path}/state"), ":"),
+            "physical": _leading(text_of(f"{path}/phys_state"), ":"),
+            "rate": _rate(text_of(f"{path}/rate")),
+            "downed": _leading(text_of(f"{path}/counters/link_downed"), " "),
         }
         known = {key: value for key, value in values.items() if value is not None}
         found.append({"device": device, "number": int(number), **known})
@@ -53,21 +53,6 @@ def _rate(text: str) -> float | None:
         return float(text.split(maxsplit=1)[0])
     except (IndexError, ValueError):
         return None
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_BYTES).decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
 
 
 class Watch:

@@ -43,7 +43,8 @@ def normal_bus_id(text: str) -> str:
         return ""
 
 
-def _read(path: str) -> str:
+def text_of(path: str) -> str:
+    """Return what a file of the kernel's says, empty where it says nothing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a third of what `open` takes, dozens of times a sweep
     except OSError:
@@ -59,7 +60,8 @@ def _read(path: str) -> str:
         os.close(fd)
 
 
-def _names(path: str) -> list[str]:
+def entries(path: str) -> list[str]:
+    """Return the names in a directory, sorted; none where there is no such directory."""
     try:
         return sorted(os.listdir(path))
     except OSError:
@@ -84,12 +86,12 @@ def parse_version(text: str) -> str:
 
 def driver_version(proc: str, sys: str) -> str:
     """Return the version of the kernel module that is loaded, empty if none is."""
-    return parse_version(_read(f"{proc}/driver/nvidia/version")) or _read(f"{sys}/module/nvidia/version").strip()
+    return parse_version(text_of(f"{proc}/driver/nvidia/version")) or text_of(f"{sys}/module/nvidia/version").strip()
 
 
 def gpu_bus_ids(proc: str) -> list[str]:
     """Return the bus ids of the GPUs that the driver has taken, ascending (NVML's own order). Touches no GPU."""
-    return sorted(filter(None, (normal_bus_id(name) for name in _names(f"{proc}/driver/nvidia/gpus"))))
+    return sorted(filter(None, (normal_bus_id(name) for name in entries(f"{proc}/driver/nvidia/gpus"))))
 
 
 def parse_information(text: str, bus_id: str) -> GpuIdentity:
@@ -116,7 +118,7 @@ def gpu_identity(proc: str, bus_id: str) -> GpuIdentity | None:
 
     Reading it can wake a sick GPU, and block on it: only the probe process may call this.
     """
-    text = _read(f"{proc}/driver/nvidia/gpus/{bus_id}/information")
+    text = text_of(f"{proc}/driver/nvidia/gpus/{bus_id}/information")
     return parse_information(text, bus_id) if text else None
 
 
@@ -128,7 +130,7 @@ def mig_caps(proc: str, minor: int, gpu_instance: int, compute_instance: int) ->
     home = f"{proc}/driver/nvidia/capabilities/gpu{minor}/mig/gi{gpu_instance}"
     found = []
     for path in (f"{home}/access", f"{home}/ci{compute_instance}/access"):
-        pairs = (line.partition(":") for line in _read(path).splitlines())
+        pairs = (line.partition(":") for line in text_of(path).splitlines())
         values = [value.strip() for key, _, value in pairs if key.strip() == "DeviceFileMinor"]
         if not (values and values[0].isdigit()):
             return []
@@ -173,7 +175,7 @@ class PciBus:
 
 def _is_nvidia_gpu(device: str) -> bool | None:
     """Whether a device is an NVIDIA GPU; None where it does not say."""
-    vendor, kind = _read(f"{device}/vendor").strip().lower(), _read(f"{device}/class").strip().lower()
+    vendor, kind = text_of(f"{device}/vendor").strip().lower(), text_of(f"{device}/class").strip().lower()
     return vendor == NVIDIA and kind.startswith(GPU_CLASSES) if vendor and kind else None
 
 
@@ -188,12 +190,12 @@ def _bound_driver(device: str) -> str:
 def pci_slots(sys: str) -> dict[str, str]:
     """Return the machine's slots, as far as its firmware names them: `0000:3b:00` → the name on the chassis."""
     home = f"{sys}/bus/pci/slots"
-    return {_read(f"{home}/{name}/address").strip(): name for name in _names(home)}
+    return {text_of(f"{home}/{name}/address").strip(): name for name in entries(home)}
 
 
 def device_rule(proc: str) -> dict[str, int] | None:
     """Return how the driver keeps its device files, in the fields of host.DeviceRule; None where it does not say."""
-    pairs = (line.partition(":") for line in _read(f"{proc}/driver/nvidia/params").splitlines())
+    pairs = (line.partition(":") for line in text_of(f"{proc}/driver/nvidia/params").splitlines())
     values = {key.strip(): int(value) for key, _, value in pairs if value.strip().isdigit()}
     names = {"modify": "ModifyDeviceFiles", "mode": "DeviceFileMode", "uid": "DeviceFileUID", "gid": "DeviceFileGID"}
     if not set(names.values()) <= set(values):
@@ -203,5 +205,5 @@ def device_rule(proc: str) -> dict[str, int] | None:
 
 def numa_node(sys: str, bus_id: str) -> int | None:
     """Return the NUMA node a PCI device is attached to, None where the firmware does not say (-1)."""
-    text = _read(f"{sys}/bus/pci/devices/{bus_id}/numa_node").strip()
+    text = text_of(f"{sys}/bus/pci/devices/{bus_id}/numa_node").strip()
     return int(text) if text.isdigit() else None
