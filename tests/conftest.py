@@ -13,7 +13,7 @@ from tests.hardware.place import Nowhere, place
 
 HERE = Path(__file__).resolve().parent
 TOGETHER = "packaging"
-"""The directory whose files share what is dear to set up: one process runs them all."""
+"""The directory whose files share what is dear to set up: one process runs them all, first, for it waits for long."""
 BUSY = ("contract/test_races.py", "contract/test_memory_flat.py")
 """Files that keep all processors busy by themselves: they run late, beside tests that measure no time."""
 
@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def turn(item: pytest.Item) -> int:
         name = item.path.relative_to(HERE).as_posix()
+        if name.startswith(f"{TOGETHER}/"):
+            return -1
         return 2 if name.startswith("unit/") else int(name in BUSY)
 
     items.sort(key=turn)
