@@ -34,14 +34,15 @@ def find(scene: Scene, settings: Health) -> Iterator[Finding]:
     on_bus = None if pci is None else len(pci)
     seen = f"NVML lists {listed} GPUs" + ("" if on_bus is None else f", {on_bus} on the PCI bus")
     expected = settings.expected_gpus
-    if 0 <= expected < listed:
+    if expected < 0:
+        if on_bus is not None and on_bus > listed + gone:
+            unserved = ", ".join(_unserved(scene))
+            yield Finding(NAME, "", Severity.WARNING, f"the driver does not serve every GPU: {seen} (not {unserved})")
+    elif expected < listed:
         yield Finding(NAME, "", Severity.WARNING, f"{expected} GPUs expected: {seen}")
     elif expected > listed + gone:
         evidence = f"{expected} GPUs expected: {seen}"
         yield Finding(NAME, "", Severity.ERROR, evidence, RecoveryAction.REBOOT_NODE)
-    elif expected < 0 and on_bus is not None and on_bus > listed + gone:
-        unserved = ", ".join(_unserved(scene))
-        yield Finding(NAME, "", Severity.WARNING, f"the driver does not serve every GPU: {seen} (not {unserved})")
 
 
 def _unserved(scene: Scene) -> Iterator[str]:

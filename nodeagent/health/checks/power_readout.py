@@ -26,7 +26,9 @@ def _absurd(sight: Sight) -> float | None:
     if gpu.power is None:
         silent = sight.window is not None and gpu.error is None and gpu.temperature is not None
         return 1.0 if silent else None
-    return float(gpu.power <= 0 or (bool(gpu.power_limit) and gpu.power > TIMES_THE_LIMIT * (gpu.power_limit or 0)))
+    if gpu.power_limit and gpu.power > TIMES_THE_LIMIT * gpu.power_limit:
+        return 1.0
+    return float(gpu.power <= 0)
 
 
 SERIES = {NAME: Series(_absurd, window_length)}
