@@ -12,10 +12,6 @@ import pytest
 from tests.hardware.place import Nowhere, place
 
 HERE = Path(__file__).resolve().parent
-TOGETHER = "packaging"
-"""The directory whose files share what is dear to set up: one process runs them all, first, for it waits for long."""
-BUSY = ("contract/test_races.py", "contract/test_memory_flat.py")
-"""Files that keep all processors busy by themselves: they run late, beside tests that measure no time."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,26 +24,6 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped although CI=true: {report.longrepr}"
     return report
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes run tests (`-n`), the tests of a file stay together, in their order.
-
-    First of all such hooks: pytest-xdist's own reads the groups.
-    """
-
-    def turn(item: pytest.Item) -> int:
-        name = item.path.relative_to(HERE).as_posix()
-        if name.startswith(f"{TOGETHER}/"):
-            return -1
-        return 2 if name.startswith("unit/") else int(name in BUSY)
-
-    items.sort(key=turn)
-    for item in items:
-        name = item.path.relative_to(HERE).as_posix()
-        group = TOGETHER if name.startswith(f"{TOGETHER}/") else "busy" if name in BUSY else name
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.support import unavailable
 
+pytest.register_assert_rewrite("tests.contract.crash_scene")
+
 
 @pytest.fixture
 def frozen(tmp_path: Path) -> Iterator[Path]:
