@@ -3,8 +3,6 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-# Tests that take minutes of a processor each and see no processes but their own: the others can run beside them.
-STRUCK := tests/contract/test_crash.py
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
@@ -17,13 +15,7 @@ demo: $(STAMP)  ## two jobs and a dying GPU on a simulated 8-GPU node, in under 
 	@$(BIN)/python -m tests.demo
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-struck test-rest
-
-.PHONY: test-struck test-rest
-test-struck:
-	$(BIN)/python -m pytest $(STRUCK)
-test-rest:
-	$(BIN)/python -m pytest --ignore=$(STRUCK)
+	$(BIN)/python -m pytest
 
 unit: $(STAMP)  ## pure tests: no process, no scheduler
 	$(BIN)/python -m pytest -q tests/unit

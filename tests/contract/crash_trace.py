@@ -18,8 +18,6 @@ PATIENCE = 20.0
 MEMORY = frozenset({"brk", "mmap", "munmap", "mremap", "madvise", "mprotect"})
 """How often these occur depends on the allocator, so the last of them may be missing from another run."""
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-ALONE = ("unshare", "--pid", "--fork", "--mount-proc", "--") if os.geteuid() == 0 else ()
-"""Root's hooks see no processes but their own: an epilog looks at all there are, and these come and go."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Hook:
     def _run(self, *options: str) -> Ended:
         began = time.monotonic()
         done = subprocess.run(
-            [*ALONE, self._strace, "-f", "-qq", "-o", str(self._log), *options, *self._argv],
+            [self._strace, "-f", "-qq", "-o", str(self._log), *options, *self._argv],
             env=self._environ,
             cwd="/",
             stdin=subprocess.DEVNULL,
