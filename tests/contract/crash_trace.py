@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -77,6 +78,15 @@ class Hook:
         """Run the hook; this one call fails and is not carried out."""
         return self._run("-e", f"trace={call.name}", "-e", f"inject={call.name}:error={error}:when={call.nth}")
 
+    def struck(self, call: Call) -> bool:
+        """Say whether the call that was refused in the last run is that very one, as far as its arguments show it.
+
+        Files of a directory are read in the order in which the kernel lists them, which may be another in each run.
+        """
+        lines = self._log.read_text(errors="replace").splitlines()
+        refused = [line.partition(" ")[2].strip() for line in lines if line.endswith("(INJECTED)")]
+        return [_arguments(text) for text in refused] == [_arguments(call.text)]
+
     def _run(self, *options: str) -> Ended:
         began = time.monotonic()
         done = subprocess.run(
@@ -90,6 +100,12 @@ class Hook:
             check=False,
         )
         return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+def _arguments(text: str) -> str:
+    """A call's name and first arguments, without what differs from run to run: addresses, answers, grants, numbers."""
+    known = re.split(r"\{|0x|\.\.\.|\) +=", text, maxsplit=1)[0]
+    return re.sub(r"[0-9a-f]{16}|(?<=-)\d+(?=-GPU)", "*", known)
 
 
 def from_first_naming(calls: Sequence[Call], words: str) -> list[Call]:

@@ -27,6 +27,8 @@ SCENES = [
 ]
 CHANGES = {"openat", "write", "mkdirat", "fchmodat", "fchmod", "renameat", "unlinkat", "flock", "ftruncate"}
 LOOKS = {"read", "newfstatat", "getdents64", "fcntl", "lseek", "close"}
+RETRIES = 2
+"""How often a call is struck again, where a run made its calls in another order and another one was struck."""
 ERRORS = {**dict.fromkeys(LOOKS, ("EIO", "EINTR")), **dict.fromkeys(CHANGES, ("EIO", "ENOSPC", "EINTR"))}
 
 every_scene = pytest.mark.parametrize(
@@ -124,10 +126,16 @@ def test_refused_at_every_file_call(scene: Scene) -> None:
         if not scene.untouched():
             scene.restore()
         ended = scene.hook.refused(call, error)
+        for _ in range(RETRIES):
+            if not (strayed := not scene.hook.struck(call)):
+                break
+            scene.restore()
+            ended = scene.hook.refused(call, error)
         struck += 1
         try:
             scene.check_at_once(one_grant=False)
-            scene.check_refused(ended, call in own, call in of_owners)
+            # where another call was struck all the same, it may have been one that reads an owner
+            scene.check_refused(ended, call in own, call in of_owners or strayed)
             assert scene.stub.startswith("epilog") or scene.whole(), "part of a grant was left"
             scene.check_afterwards()
         except (AssertionError, NodeAgentError) as wrongly:
