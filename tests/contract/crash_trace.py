@@ -104,7 +104,8 @@ class Hook:
 
 def _arguments(text: str) -> str:
     """A call's name and first arguments, without what differs from run to run: addresses, answers, grants, numbers."""
-    known = re.split(r"\{|0x|\.\.\.|\) +=", text, maxsplit=1)[0]
+    ends = r"\{|0x|\.\.\.|\) +=" + ('|"' if text.startswith("read(") else "")  # of a refused read there is no text
+    known = re.split(ends, text, maxsplit=1)[0]
     return re.sub(r"[0-9a-f]{16}|(?<=-)\d+(?=-GPU)", "*", known)
 
 
