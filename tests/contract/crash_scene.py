@@ -67,6 +67,10 @@ class Scene:
         self.hook = Hook([*self._argv(stub)], self.environ, directory / "strace.log")
         self.restore()
 
+    @property
+    def unusual(self) -> bool:
+        return self.first or self.agent
+
     def _argv(self, stub: str) -> list[str]:
         return [str(ROOT / stub), "--config", str(self.node.config)]
 

@@ -90,7 +90,7 @@ class Hook:
     def _run(self, *options: str) -> Ended:
         began = time.monotonic()
         done = subprocess.run(
-            [self._strace, "-f", "-qq", "-o", str(self._log), *options, *self._argv],
+            [self._strace, "-f", "--seccomp-bpf", "-qq", "-o", str(self._log), *options, *self._argv],
             env=self._environ,
             cwd="/",
             stdin=subprocess.DEVNULL,
