@@ -22,7 +22,8 @@ def make(place: Path) -> None:
     place.mkdir(parents=True)
     leave = shutil.ignore_patterns("__pycache__")
     shutil.copytree(TREE / "nodeagent", place / "nodeagent", ignore=leave)
-    shutil.copytree(TREE / "tests" / "unit", place / "tests" / "unit", ignore=leave)
+    for kind in ("unit", "hardware"):  # what every run of pytest says of the latter is in tests/conftest.py
+        shutil.copytree(TREE / "tests" / kind, place / "tests" / kind, ignore=leave)
     for file in (TREE / "pyproject.toml", *(TREE / "tests").glob("*.py")):
         shutil.copy(file, place / file.relative_to(TREE))
     for path in sorted((place / MUTATED).rglob("*.py")):
