@@ -8,7 +8,7 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
 MUTATED = "nodeagent/health"
-BESIDE = ("test_leftover.py", "test_site_check.py")
+BESIDE = ("test_leftover.py", "test_lending.py", "test_site_check.py")
 """Tests of health/ whose names do not begin with test_health_."""
 QUICK = ("no:cacheprovider", "no:unraisableexception", "no:threadexception", "no:logging")
 """pytest's plugins that no test here needs; without them a mutant is tried in half of the time."""
