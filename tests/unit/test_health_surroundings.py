@@ -373,7 +373,7 @@ OWN = Process(50, 1, 1001, "alice", "train", "slurm 17")
         (replace(OWN, job=""), (JOB,), ""),
         (Process(60, 1, 1002, "bob", "x", "sge 8.3"), (ARRAY,), ""),
         (Process(60, 1, 1002, "bob", "x", "sge 8.3"), (JOB, ARRAY), ""),
-        (Process(60, 1, 1002, "bob", "x", "sge 8.4"), (ARRAY,), "process 60 (x) of bob of sge 8.4"),
+        (Process(60, 1, 1002, "bob", "x", "sge 8.4"), (ARRAY,), "process 60 (x) of bob of job sge 8.4"),
         (OWN, (replace(JOB, scheduler="cleaning"),), ""),
         (replace(OWN, job="slurm 18"), (JOB,), "process 50 (train) of alice of job slurm 18"),
         (OWN, (), "process 50 (train) of alice of job slurm 17"),
