@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 from nodeagent.config.model import Policy
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import UnitVerdict, Verdict
-from nodeagent.scheduler.port import REASON_PREFIX, NodeState
+from nodeagent.scheduler.port import NodeState
+from nodeagent.scheduler.reason import Reason, compose, parse
 from nodeagent.state.verdict_file import FAILED, OK, UNKNOWN
 
 BY_AGENT = "agent"
 BY_ADMIN = "admin"
 UNRESPONSIVE = "driver-unresponsive"
 _WORDS = {action.word for action in RecoveryAction}
-_LONGEST_REASON = 300
+_SHORT_UUID = 12  # `GPU-` and eight digits: as unambiguous on a node as the whole, and a person can compare it
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class Restore:
 
 @dataclass(frozen=True)
 class Drain:
-    """Take the node out of the scheduler. `reason` begins with `gpu-nodeagent/1: `."""
+    """Take the node out of the scheduler. `reason` begins with `gpu-nodeagent/1: `.
+
+    `since` is when the first of its faults was seen (monotonic seconds): two drains that differ in it are the same.
+    """
 
     reason: str
     action: RecoveryAction
+    since: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,16 @@ def describe(unit: UnitVerdict) -> str:
     return f"{_evidence(unit.reasons)} ({unit.uuid})"
 
 
+def fault(unit: UnitVerdict) -> str:
+    """Return the words of a drain's reason for one GPU: where it is, short UUID, check, and what was seen."""
+    place = f"GPU {unit.index} {unit.bus_id}" if unit.index >= 0 else f"GPU {unit.bus_id}".rstrip()
+    grave = [finding for finding in unit.reasons if finding.severity >= Severity.ERROR] or list(unit.reasons)
+    checks = ",".join(dict.fromkeys(finding.check for finding in grave))
+    slot = f" slot {unit.slot}" if unit.slot else ""
+    seen = _evidence(unit.reasons).replace(f" on {place}", "")
+    return f"{place}{slot} {unit.uuid[:_SHORT_UUID]} {checks or 'unknown'}: {seen}"
+
+
 def needs(words: str, action: RecoveryAction) -> str:
     """Return a reason with its recovery action at the end, where `adopted` reads it."""
     return f"{words}; needs {action.word}"
@@ -98,10 +113,10 @@ def adopted(reason: str) -> DrainRecord | None:
 
     Only a reason that the agent itself wrote names the recovery action; an administrator's stays theirs.
     """
-    word = reason.rpartition("; needs ")[2]  # to the very end: with a word of anybody's behind it, it is theirs
-    if not reason.startswith(REASON_PREFIX) or word not in _WORDS:
+    said = parse(reason)
+    if said is None or said.action not in _WORDS:
         return None
-    return DrainRecord(reason, RecoveryAction.of(word), scope="node")
+    return DrainRecord(reason, RecoveryAction.of(said.action), scope="node")
 
 
 def _unfit(verdict: Verdict) -> tuple[tuple[Finding, ...], RecoveryAction]:
@@ -132,9 +147,11 @@ def wanted_drain(
     or ought to be, and the scheduler cannot spare a single one.
     """
     parts: list[tuple[str, RecoveryAction]] = []
+    since = verdict.monotonic
     grave, action = _unfit(verdict)
     if grave and _word(policy, action) != "tell":
-        parts.append((_evidence(grave), action))
+        checks = ",".join(dict.fromkeys(finding.check for finding in grave))
+        parts.append((f"{checks}: {_evidence(grave)}", action))
     for uuid, record in retired.items() if not spares_units else ():
         if not any(unit.uuid == uuid and asked_of(unit, verdict, policy) for unit in verdict.units):
             known = record.get("action", "")
@@ -144,12 +161,12 @@ def wanted_drain(
         asked = asked_of(unit, verdict, policy)
         word = _word(policy, asked)
         if word == "drain" or (word == "retire" and not spares_units):
-            parts.append((describe(unit), asked))
+            parts.append((fault(unit), asked))
+            since = min(since, unit.since)
     if not parts:
         return None
     action = max(action for _, action in parts)
-    words = "; ".join(" ".join(text.split()) for text, _ in parts)[:_LONGEST_REASON]
-    return Drain(needs(REASON_PREFIX + words, action), action)
+    return Drain(compose(Reason("; ".join(text for text, _ in parts), action.word)), action, since)
 
 
 def decide_units(

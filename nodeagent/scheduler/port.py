@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nodeagent.lock.record import Owner
+from nodeagent.scheduler.reason import is_ours
 from nodeagent.state.hook_conf import Gres
-
-REASON_PREFIX = "gpu-nodeagent/1: "
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class NodeState:
     @property
     def foreign(self) -> bool:
         """Whether somebody else wrote the reason: then it is neither overwritten nor taken back."""
-        return bool(self.reason) and not str(self.reason).startswith("gpu-nodeagent/")
+        return bool(self.reason) and not is_ours(self.reason)
 
 
 @dataclass(frozen=True)

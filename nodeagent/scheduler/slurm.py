@@ -13,7 +13,8 @@ from nodeagent.errors import CommandFailed
 from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
-from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.reason import is_ours
 from nodeagent.scheduler.slurm_job import granted_indices
 from nodeagent.state.hook_conf import Gres
 
@@ -69,7 +70,7 @@ class SlurmScheduler:
         rows = list(_records(said, 4))
         partitions = {partition for partition, node, _, _ in rows if node == self._node}
         nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
-        ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
+        ours = sum("drain" in state.lower() and is_ours(reason) for state, reason in nodes.values())
         return Fleet(len(nodes), ours)
 
     def drain_scope(self) -> str:
