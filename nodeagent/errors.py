@@ -183,6 +183,19 @@ class CommandFailed(NodeAgentError):
         return f"{' '.join(self.argv[:4])}: {how}" + (f": {said}" if said else "")
 
 
+class NodeTaken(NodeAgentError):
+    """Somebody else has the node, with this reason (empty: without one): it is not ours to drain, or to resume."""
+
+    exit_code = 69
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"the node is out of service already: {self.reason or 'by somebody else'}"
+
+
 class AmbiguousAnswer(NodeAgentError):
     """A command's answer holds text of a user's that looks like the answer itself; nothing in it is believed."""
 

@@ -80,13 +80,14 @@ class FakeScheduler:
     def drain_scope(self) -> str:
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         assert scope == "node"
         self.drains += 1
         if self.late:  # it takes effect, and the answer comes too late
             self.state = NodeState(True, reason)
             raise CommandFailed(["/usr/bin/scontrol"], None, "")
         self.state = NodeState(True, reason)
+        return scope
 
     def resume(self, scope: str) -> None:
         assert scope == "node"
