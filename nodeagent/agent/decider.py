@@ -181,7 +181,7 @@ class Decider:
         record = self.actions.records.drain()
         if wanted is None and record is None:
             self._refusal = ""
-            if self._adopted:
+            if self._adopted and self.waiting.trouble is None:
                 self._of_node = []
                 self._said_of_node.clear()
                 return

@@ -108,7 +108,7 @@ def fault(unit: UnitVerdict) -> str:
     grave = [finding for finding in unit.reasons if finding.severity >= Severity.ERROR] or list(unit.reasons)
     checks = ",".join(dict.fromkeys(finding.check for finding in grave))
     slot = f" slot {unit.slot}" if unit.slot else ""
-    seen = _evidence(unit.reasons).replace(f" on {place}", "")
+    seen = _evidence(unit.reasons).replace(f" on {place}", "").replace(f"{place} ", "")
     return f"{place}{slot} {unit.uuid[:_SHORT_UUID]} {checks or 'unknown'}: {seen}"
 
 

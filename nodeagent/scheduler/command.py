@@ -61,7 +61,8 @@ def run(
         output, complaint = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as error:
         _end_group(process)
-        raise CommandFailed(argv, None, "") from error
+        said = error.stderr or error.output or b""  # bytes, also where text was asked for
+        raise CommandFailed(argv, None, said.decode(errors="replace") if isinstance(said, bytes) else said) from error
     if process.returncode != 0:
         raise CommandFailed(argv, process.returncode, complaint or output)
     return (output + complaint if complaints else output)[:MAX_OUTPUT]
@@ -148,7 +149,7 @@ class Conversation(AbstractContextManager[Asked]):
         while len(ends := list(self._prompt.finditer(said))) < count:
             left = self._deadline - time.monotonic()
             if left <= 0 or not select.select([self._out], [], [], left)[0]:
-                raise CommandFailed(self._argv, None, "")
+                raise CommandFailed(self._argv, None, self.complaints())
             part = os.read(self._out, 1 << 16)
             said += part
             if not part or len(said) > MAX_OUTPUT:

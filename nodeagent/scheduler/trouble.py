@@ -49,8 +49,7 @@ def diagnose(error: NodeAgentError) -> Trouble:
         said = error.output.lower()
         if error.status == _NOT_FOUND:
             kind = MISSING
-        elif error.status is None:
-            kind = SILENT
-        else:
-            kind = next((kind for kind, words in _SAID if any(word in said for word in words)), OTHER)
+        else:  # what has not ended in time may have said why before that
+            told = (kind for kind, words in _SAID if any(word in said for word in words))
+            kind = next(told, SILENT if error.status is None else OTHER)
     return Trouble(kind, _REMEDIES[kind])

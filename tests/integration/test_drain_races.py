@@ -114,6 +114,7 @@ def arena() -> Iterator[Arena]:
         administrator.stdin.close()
 
 
+@pytest.mark.timeout(120 + RACES)
 @pytest.mark.parametrize("resume", [False, True], ids=["drain", "resume"])
 def test_an_administrators_word_stands_but_for_the_instant_between_look_and_change(arena: Arena, resume: bool) -> None:
     races = [arena.race(number, resume=resume) for number in range(RACES)]

@@ -85,9 +85,11 @@ def test_a_drain_that_nobody_wants_any_more_is_dropped_and_told(bench: Bench) ->
     bench.source.heal()
     bench.run(5)
     assert memo(bench, PENDING) == {} and drains(bench) == ["waits", "dropped"]
+    assert problem(bench) is not None
     bench.scheduler.broken = False
     bench.run(20)
     assert bench.scheduler.drains == 0 and record(bench) is None
+    assert problem(bench) is None, "it is asked until it answers, though nothing is wanted of it"
 
 
 def test_a_drain_that_somebody_made_meanwhile_is_theirs_and_nothing_waits(bench: Bench) -> None:

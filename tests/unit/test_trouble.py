@@ -20,6 +20,7 @@ slurm_load_partitions: Protocol authentication error
     [
         (127, "No such file or directory", "missing", "bin_dir"),
         (None, "", "silent", "command_timeout"),
+        (None, "sinfo: error: ClusterName needs to be specified\n", "configuration", "scheduler.slurm.conf"),
         (1, MUNGE_GONE, "authentication", "munged"),
         (1, "slurm_update error: Invalid user id", "permission", "SlurmUser"),
         (1, "slurm_update error: Invalid node name specified", "unknown-node", "node_name"),
