@@ -167,7 +167,7 @@ class NoVerdict(NodeAgentError):
 
 
 class CommandFailed(NodeAgentError):
-    """A process that we started failed, or did not end in time (`status` None). `output` is what it complained about."""
+    """A process that we started failed, or did not end in time (`status` None). `output`: what it complained about."""
 
     exit_code = 69
 

@@ -129,6 +129,7 @@ class Decider:
         self._said: set[Decision] = set()
         self._said_of_node: set[Decision] = set()
         self._of_node: list[Decision] = []
+        self._wanted: Drain | None = None
 
     def successor(self, config: Config, actions: Means) -> Decider:
         """Return the one that goes on with another configuration."""
@@ -178,6 +179,7 @@ class Decider:
             wanted = None
         if wanted is None:
             self.waiting.over()
+        self._wanted = wanted
         record = self.actions.records.drain()
         if wanted is None and record is None:
             self._refusal = ""
@@ -209,6 +211,9 @@ class Decider:
             self._postpone(wanted, error)
             return
         self.waiting.answered()
+        if (self._wanted is None) != (wanted is None):
+            self.look()  # the answer took so long that it is about another decision
+            return
         record = self.actions.records.drain()
         if record is None and node.drained:
             record = self._adopt(node.reason or "")

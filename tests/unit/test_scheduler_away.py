@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 import pytest
 
 from nodeagent.agent.actions import PENDING, RESUMED
+from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.errand import LONGEST_PAUSE, Beside, pause
 from nodeagent.config.model import Policy
 from nodeagent.errors import CommandFailed, NodeTaken
@@ -117,6 +120,50 @@ def test_under_dry_run_nothing_waits(tmp_path: Path) -> None:
     bench.source.lose(1)
     bench.run(5)
     assert memo(bench, PENDING) == {} and problem(bench) is not None
+
+
+class Held:
+    """Errands whose end a test decides."""
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.work is not None
+
+    def run(self, work: Callable[[], None]) -> None:
+        assert self.work is None
+        self.work = work
+
+    def close(self) -> None:
+        work, self.work = self.work, None
+        if work is not None:
+            work()
+
+
+def test_an_answer_that_comes_too_late_neither_drains_nor_resumes(bench: Bench) -> None:
+    errands = Held()
+    bench.cycle = Cycle(bench.config, "n1", "1.0", replace(bench.cycle.ports, errands=errands))
+    bench.run()
+    errands.close()
+    bench.source.lose(1)
+    bench.run()
+    bench.source.heal()
+    bench.run(5)
+    errands.close()
+    assert bench.scheduler.drains == 0, "well again before the scheduler said anything"
+    bench.source.lose(1)
+    bench.run()
+    errands.close()
+    assert bench.scheduler.state.drained
+    bench.source.heal()
+    bench.run(4)
+    assert errands.busy
+    bench.source.lose(1)
+    bench.run()
+    errands.close()
+    assert bench.scheduler.state.drained, "failed again before the scheduler said anything"
 
 
 def test_pauses_double_and_are_never_the_same_and_never_longer_than_a_minute() -> None:
