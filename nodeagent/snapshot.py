@@ -64,5 +64,7 @@ class Snapshot:
     counters: Counters = field(default_factory=Counters)
     history: Keeping = field(default_factory=Keeping)
     released: Released | None = None
+    scheduler_problem: str = ""
+    """Why the scheduler could not be asked when it was asked last, and what to do."""
     cycle_seconds: float = 0.0
     version: str = ""

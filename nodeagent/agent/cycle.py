@@ -60,7 +60,7 @@ class Cycle:
         self._tidied = float("-inf")
         self._tidy_pause = ASK_AGAIN * config.interval
         self._instances: Instances = {}
-        self._decider = Decider(config, ports.actions, ports.clock, ports.log)
+        self._decider = Decider(config, ports.actions, ports.clock, ports.log, node, ports.errands)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
@@ -98,6 +98,7 @@ class Cycle:
     def end(self) -> None:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
+        self.ports.errands.close()
         self._surroundings.close()
         self.ports.source.close()
         self.chronicle.close()
@@ -248,6 +249,7 @@ class Cycle:
             ),
             history=self.chronicle.keeping(),
             released=self._lender.let_go(*self._surroundings.site.left()),
+            scheduler_problem=self._decider.waiting.problem(),
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )
@@ -264,6 +266,7 @@ class Cycle:
                 continue
             if event.kind == BY_HAND:
                 self.chronicle.by_hand(event)
+                self._decider.look()
                 continue
             if event.kind == _CONFLICT:
                 self._reconciler.hint()

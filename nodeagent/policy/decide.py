@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Union
 
 from nodeagent.config.model import Policy
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import UnitVerdict, Verdict
-from nodeagent.scheduler.port import REASON_PREFIX, NodeState
-from nodeagent.state.verdict_file import FAILED, OK, UNKNOWN
+from nodeagent.policy.faults import occurrences, retirement
+from nodeagent.scheduler.port import NodeState
+from nodeagent.scheduler.reason import Reason, compose, parse
+from nodeagent.state.verdict_file import FAILED, UNKNOWN
 
 BY_AGENT = "agent"
 BY_ADMIN = "admin"
 UNRESPONSIVE = "driver-unresponsive"
 _WORDS = {action.word for action in RecoveryAction}
-_LONGEST_REASON = 300
+_SHORT_UUID = 12  # `GPU-` and eight digits: as unambiguous on a node as the whole, and a person can compare it
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,16 @@ class Restore:
 
 @dataclass(frozen=True)
 class Drain:
-    """Take the node out of the scheduler. `reason` begins with `gpu-nodeagent/1: `."""
+    """Take the node out of the scheduler. `reason` begins with `gpu-nodeagent/1: `.
+
+    `since` is when the first of its faults was seen (monotonic seconds), `faults` what occurrences of them it is for
+    (faults.py): two drains that differ in these only are the same.
+    """
 
     reason: str
     action: RecoveryAction
+    since: float = field(default=0.0, compare=False)
+    faults: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,12 @@ class Resume:
 
 @dataclass(frozen=True)
 class ForgetDrain:
-    """The drain that is recorded as ours stands no more (somebody resumed the node): drop the record."""
+    """The drain that is recorded as ours stands no more (somebody resumed the node): drop the record.
+
+    `faults` are what it was for and what stands still: for these the node is not drained again.
+    """
+
+    faults: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -66,17 +79,37 @@ Decision = Union[Retire, Restore, Drain, Resume, ForgetDrain, Raise]
 
 @dataclass(frozen=True)
 class DrainRecord:
-    """A drain that this product made: `by` agent or admin, for which recovery action, and what it closed."""
+    """A drain that this product made: `by` agent or admin, for which recovery action, and what it closed.
+
+    It `stands` once the scheduler has been seen to have it; before that it may have been lost on the way.
+    """
 
     reason: str
     action: RecoveryAction = RecoveryAction.NONE
     by: str = BY_AGENT
     scope: str = ""
+    stands: bool = True
+
+
+def signed(drain: Drain, host: str, since: str) -> Drain:
+    """Return a drain whose reason also says on which host it is, and since when (UTC, ISO 8601)."""
+    said = parse(drain.reason)
+    return drain if said is None else replace(drain, reason=compose(replace(said, host=host, since=since)))
 
 
 def describe(unit: UnitVerdict) -> str:
     """Return one line that names GPU and fault: the evidence as people know it (index, bus id), the UUID to be sure."""
     return f"{_evidence(unit.reasons)} ({unit.uuid})"
+
+
+def fault(unit: UnitVerdict) -> str:
+    """Return the words of a drain's reason for one GPU: where it is, short UUID, check, and what was seen."""
+    place = f"GPU {unit.index} {unit.bus_id}" if unit.index >= 0 else f"GPU {unit.bus_id}".rstrip()
+    grave = [finding for finding in unit.reasons if finding.severity >= Severity.ERROR] or list(unit.reasons)
+    checks = ",".join(dict.fromkeys(finding.check for finding in grave))
+    slot = f" slot {unit.slot}" if unit.slot else ""
+    seen = _evidence(unit.reasons).replace(f" on {place}", "").replace(f"{place} ", "")
+    return f"{place}{slot} {unit.uuid[:_SHORT_UUID]} {checks or 'unknown'}: {seen}"
 
 
 def needs(words: str, action: RecoveryAction) -> str:
@@ -98,10 +131,10 @@ def adopted(reason: str) -> DrainRecord | None:
 
     Only a reason that the agent itself wrote names the recovery action; an administrator's stays theirs.
     """
-    word = reason.rpartition("; needs ")[2]  # to the very end: with a word of anybody's behind it, it is theirs
-    if not reason.startswith(REASON_PREFIX) or word not in _WORDS:
+    said = parse(reason)
+    if said is None or said.action not in _WORDS:
         return None
-    return DrainRecord(reason, RecoveryAction.of(word), scope="node")
+    return DrainRecord(reason, RecoveryAction.of(said.action), scope="node")
 
 
 def _unfit(verdict: Verdict) -> tuple[tuple[Finding, ...], RecoveryAction]:
@@ -132,10 +165,14 @@ def wanted_drain(
     or ought to be, and the scheduler cannot spare a single one.
     """
     parts: list[tuple[str, RecoveryAction]] = []
+    since, faults = verdict.monotonic, set[str]()
     grave, action = _unfit(verdict)
     if grave and _word(policy, action) != "tell":
-        parts.append((_evidence(grave), action))
+        checks = ",".join(dict.fromkeys(finding.check for finding in grave))
+        parts.append((f"{checks}: {_evidence(grave)}", action))
+        faults |= occurrences(verdict.boot_id, "node", grave)
     for uuid, record in retired.items() if not spares_units else ():
+        faults.add(retirement(verdict.boot_id, uuid, record))
         if not any(unit.uuid == uuid and asked_of(unit, verdict, policy) for unit in verdict.units):
             known = record.get("action", "")
             asked = RecoveryAction.of(known) if known in _WORDS else RecoveryAction.NONE
@@ -144,12 +181,14 @@ def wanted_drain(
         asked = asked_of(unit, verdict, policy)
         word = _word(policy, asked)
         if word == "drain" or (word == "retire" and not spares_units):
-            parts.append((describe(unit), asked))
+            parts.append((fault(unit), asked))
+            faults |= occurrences(verdict.boot_id, unit.uuid, unit.reasons)
+            since = min(since, unit.since)
     if not parts:
         return None
     action = max(action for _, action in parts)
-    words = "; ".join(" ".join(text.split()) for text, _ in parts)[:_LONGEST_REASON]
-    return Drain(needs(REASON_PREFIX + words, action), action)
+    reason = compose(Reason("; ".join(text for text, _ in parts), action.word))
+    return Drain(reason, action, since, frozenset(faults))
 
 
 def decide_units(
@@ -175,12 +214,13 @@ def decide_node(
 ) -> Iterator[Drain | Resume | ForgetDrain | Raise]:
     """Yield what to do with the node, given how the scheduler has it now.
 
-    Never over somebody else's reason. Resumed is only what is recorded as ours, when nothing asks for the drain any
-    more and no unit is in doubt; never what an administrator drained, never after inspect_hardware was asked for.
+    Never over somebody else's reason, and not again where somebody has resumed the node. Resumed is only what is
+    recorded as ours, when nothing asks for the drain any more and no unit is in doubt; never what an administrator
+    drained, never after inspect_hardware was asked for.
     """
     if wanted is not None:
         if not node.drained:
-            yield wanted
+            yield wanted if record is None or not record.stands else ForgetDrain(wanted.faults)
         elif record is not None and not node.foreign and wanted.action > record.action:
             yield Raise(wanted.action)
         return
@@ -192,7 +232,13 @@ def decide_node(
     elif (
         record.by == BY_AGENT
         and record.action is not RecoveryAction.INSPECT_HARDWARE
-        and verdict.node_state in (OK, "DEGRADED")
-        and all(unit.state not in (FAILED, UNKNOWN) for unit in verdict.units)
+        and is_certain(verdict)
+        and all(unit.state != FAILED for unit in verdict.units)
+        and verdict.node_state != FAILED
     ):
         yield Resume()
+
+
+def is_certain(verdict: Verdict) -> bool:
+    """Say whether it is known of the node and of each unit how it is."""
+    return UNKNOWN not in (verdict.node_state, *(unit.state for unit in verdict.units))

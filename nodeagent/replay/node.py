@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.policy.decide import (
@@ -24,6 +25,7 @@ class RememberedDrain:
 
     def __init__(self) -> None:
         self.record: DrainRecord | None = None
+        self._memos: dict[str, Mapping[str, str]] = {}
 
     def drain(self) -> DrainRecord | None:
         """See DrainRecords."""
@@ -32,6 +34,14 @@ class RememberedDrain:
     def put_drain(self, record: DrainRecord) -> None:
         """See DrainRecords."""
         self.record = record
+
+    def memo(self, name: str) -> Mapping[str, str]:
+        """See DrainRecords."""
+        return self._memos.get(name, {})
+
+    def put_memo(self, name: str, fields: Mapping[str, str]) -> None:
+        """See DrainRecords."""
+        self._memos[name] = fields
 
 
 class RememberedNode:
@@ -76,7 +86,7 @@ class RememberedNode:
         """See Means."""
         record = self.records.record
         if record is not None:
-            self.records.put_drain(DrainRecord(record.reason, action, record.by, record.scope))
+            self.records.put_drain(replace(record, action=action))
         self.done.append(Raise(action))
 
     def resume(self) -> None:
@@ -85,8 +95,8 @@ class RememberedNode:
         self.records.record = None
         self.done.append(Resume())
 
-    def forget_drain(self) -> None:
-        """See Means."""
+    def forget_drain(self, faults: Collection[str] = ()) -> None:
+        """See Means: nobody resumes such a node by hand."""
         self.records.record = None
         self.done.append(ForgetDrain())
 

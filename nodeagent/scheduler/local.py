@@ -34,9 +34,10 @@ class LocalScheduler:
         """See Scheduler."""
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         """See Scheduler: there is nobody to tell."""
         self._reason = reason
+        return scope
 
     def resume(self, scope: str) -> None:
         """See Scheduler: there is nobody to tell."""

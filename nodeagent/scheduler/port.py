@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nodeagent.lock.record import Owner
+from nodeagent.scheduler.reason import is_ours
 from nodeagent.state.hook_conf import Gres
-
-REASON_PREFIX = "gpu-nodeagent/1: "
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class NodeState:
     @property
     def foreign(self) -> bool:
         """Whether somebody else wrote the reason: then it is neither overwritten nor taken back."""
-        return bool(self.reason) and not str(self.reason).startswith("gpu-nodeagent/")
+        return bool(self.reason) and not is_ours(self.reason)
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,21 @@ class Scheduler(Protocol):
     def drain_scope(self) -> str:
         """Return what a drain would close now, in the scheduler's own words: what a later `resume` may open again."""
 
-    def drain(self, reason: str, scope: str) -> None:
-        """Let running jobs end and start no new ones. The caller has looked at `node_state` just before."""
+    def drain(self, reason: str, scope: str) -> str:
+        """Let running jobs end and start no new ones; return what of the scope this has closed, and nobody else had.
+
+        Raises:
+            NodeTaken: somebody else has the node: it is as they left it.
+
+        """
 
     def resume(self, scope: str) -> None:
-        """Take jobs again: open what `drain` of that scope closed, and nothing that others closed."""
+        """Take jobs again: open what `drain` of that scope closed, and nothing that others closed.
+
+        Raises:
+            NodeTaken: somebody else has the node: it is as they left it.
+
+        """
 
     def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
         """Return grant → evidence, of those jobs of this scheduler that are over by what this node itself shows."""

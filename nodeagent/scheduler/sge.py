@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from nodeagent.config.model import Config, Sge
@@ -13,6 +14,7 @@ from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.state.hook_conf import Gres
 
 _RUN = "/active_jobs/"
+_CHANGED = re.compile(r'changed state of "([^"]+)" \(disabled\)')
 
 
 def sge_environment(sge: Sge) -> dict[str, str]:
@@ -71,10 +73,13 @@ class SgeScheduler:
         """See Scheduler: the queue instances of the host that are enabled now."""
         return " ".join(sorted(self._open()))
 
-    def drain(self, reason: str, scope: str) -> None:
-        """See Scheduler: disable those queue instances; the agent and the load sensor keep the reason."""
-        if scope:
-            self._run("qmod", "-d", *scope.split())
+    def drain(self, reason: str, scope: str) -> str:
+        """See Scheduler: disable those queue instances; the agent and the load sensor keep the reason.
+
+        Of each the qmaster says whether it changed it, or somebody else had disabled it already: it stays theirs then.
+        """
+        said = self._run("qmod", "-d", *scope.split()) if scope else ""
+        return " ".join(sorted(_CHANGED.findall(said)))
 
     def resume(self, scope: str) -> None:
         """See Scheduler: what an administrator disabled stays disabled."""

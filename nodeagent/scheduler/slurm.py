@@ -12,8 +12,10 @@ from nodeagent.config.model import Config
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
-from nodeagent.scheduler.command import Runner, run
-from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+from nodeagent.scheduler import slurm_drain
+from nodeagent.scheduler.command import Conversation, Runner, run
+from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.reason import is_ours
 from nodeagent.scheduler.slurm_job import granted_indices
 from nodeagent.state.hook_conf import Gres
 
@@ -25,7 +27,6 @@ _FINAL = (
 _LASTING = {"4294967291", "4294967292", "batch", "extern"}
 """Steps that begin and end with their job: slurm.h's SLURM_BATCH_SCRIPT and SLURM_EXTERN_CONT."""
 _SOCKETS = ("/usr/bin/find", "-maxdepth", "1", "-type", "s", "-printf", "%f %T@\n")
-_OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _SHARED = ("shard", "mps")
 _CAPS = "/nvidia-caps/"
@@ -42,7 +43,8 @@ class SlurmScheduler:
     def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
         self._bin = config.scheduler.slurm.bin_dir
         self._sbin = config.scheduler.slurm.sbin_dir
-        self._conf = config.scheduler.slurm.conf
+        conf = config.scheduler.slurm.conf
+        self._environment = {"SLURM_CONF": conf} if conf else {}
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
         self._node = node
@@ -52,14 +54,13 @@ class SlurmScheduler:
         self._lasting: set[str] = set()
 
     def _run(self, *argv: str, complaints: bool = False) -> str:
-        environment = {"SLURM_CONF": self._conf} if self._conf else {}
-        return self._runner(argv, environment, self._timeout, complaints)
+        return self._runner(argv, self._environment, self._timeout, complaints)
 
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
         argv = (f"{self._bin}/sinfo", "-N", "-h", "-a", "-n", self._node, "-o", f"{_MARK}%T|%E")
         for state, reason in _records(self._run(*argv), 2):
-            out = any(word in state.lower() for word in _OUT)
+            out = any(word in state.lower() for word in slurm_drain.OUT)
             return NodeState(out, "" if reason == "none" else reason)
         raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
@@ -69,20 +70,28 @@ class SlurmScheduler:
         rows = list(_records(said, 4))
         partitions = {partition for partition, node, _, _ in rows if node == self._node}
         nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
-        ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
+        ours = sum("drain" in state.lower() and is_ours(reason) for state, reason in nodes.values())
         return Fleet(len(nodes), ours)
 
     def drain_scope(self) -> str:
         """See Scheduler."""
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         """See Scheduler."""
-        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
+        slurm_drain.drain(self._talk, self._node, reason, self._put_back)
+        return scope
 
     def resume(self, scope: str) -> None:
         """See Scheduler."""
-        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
+        slurm_drain.resume(self._talk, self._node, self._put_back)
+
+    def _put_back(self, reason: str) -> None:
+        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
+
+    def _talk(self) -> Conversation:
+        environment = {**self._environment, **slurm_drain.WIDE}
+        return Conversation((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""

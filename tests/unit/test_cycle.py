@@ -80,13 +80,14 @@ class FakeScheduler:
     def drain_scope(self) -> str:
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         assert scope == "node"
         self.drains += 1
         if self.late:  # it takes effect, and the answer comes too late
             self.state = NodeState(True, reason)
             raise CommandFailed(["/usr/bin/scontrol"], None, "")
         self.state = NodeState(True, reason)
+        return scope
 
     def resume(self, scope: str) -> None:
         assert scope == "node"
@@ -272,7 +273,7 @@ def test_a_scheduler_that_cannot_spare_a_gpu_loses_the_node_and_gets_it_back(slu
     slurmish.run()
     state = slurmish.scheduler.state
     assert state.drained and state.reason is not None and state.reason.startswith("gpu-nodeagent/1: ")
-    assert "reset_gpu" in state.reason and slurmish.uuid(1) in state.reason
+    assert "reset_gpu" in state.reason and slurmish.uuid(1)[:12] in state.reason
     slurmish.cycle = slurmish.new_cycle()
     slurmish.source.heal()
     slurmish.run(4)

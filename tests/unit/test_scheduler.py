@@ -91,16 +91,6 @@ def test_the_fleet_is_the_nodes_of_our_partitions_each_once() -> None:
     assert scheduler.fleet() == Fleet(4, 2)
 
 
-def test_draining_names_the_node_and_keeps_the_reason_in_one_word() -> None:
-    scheduler, runner = slurm(scontrol="")
-    scheduler.drain("gpu-nodeagent/1: GPU 1; rm -rf /", scheduler.drain_scope())
-    scheduler.resume("node")
-    assert runner.asked == [
-        ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", "reason=gpu-nodeagent/1: GPU 1; rm -rf /"),
-        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume"),
-    ]
-
-
 def test_gres_indices_run_over_the_records(tmp_path: Path) -> None:
     said = (
         "slurmd: Gres Name=gpu Type=(null) Count=2 Index=0 ID=7696487 File=/nowhere/nvidia[2-3] (null)\n"
@@ -215,8 +205,10 @@ class Queues:
         program, words = argv[0].rpartition("/")[2], list(argv[1:])
         self.environment = environment or {}
         if program == "qmod":
-            (self.disabled.update if words[0] == "-d" else self.disabled.difference_update)(words[1:])
-            return ""
+            known = [word for word in words[1:] if (word in self.disabled) is (words[0] == "-e")]
+            (self.disabled.update if words[0] == "-d" else self.disabled.difference_update)(known)
+            done = {"-d": "disabled", "-e": "enabled"}[words[0]]
+            return "".join(f'root@h1 changed state of "{word}" ({done})\n' for word in known)
         found = self.disabled if "-qs" in words else self.instances
         if "-q" in words:
             host = words[words.index("-q") + 1].partition("@")[2]
