@@ -90,7 +90,7 @@ def test_the_run_that_is_recorded_is_the_normal_one(tmp_path: Path) -> None:
 def test_killed_at_every_call(scene: Scene) -> None:
     calls = recorded(scene)
     own = set(own_calls(scene, calls))
-    struck = 0
+    struck = unmade = 0
     wrong = []
     interpreters = (scene.stub, "") == SCENES[0] and not scene.unusual
     for call in calls[1:] if interpreters else first_to_strike(scene, calls):
