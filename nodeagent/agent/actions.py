@@ -11,8 +11,8 @@ from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
-from nodeagent.policy.limits import may_drain
-from nodeagent.scheduler.port import NodeState, Scheduler
+from nodeagent.policy.limits import full
+from nodeagent.scheduler.port import Fleet, NodeState, Scheduler
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
 
 DRAINED = "drained"
@@ -29,6 +29,15 @@ class DrainRefused(NodeAgentError):
 
     def __str__(self) -> str:
         return f"nothing done: {self.why}"
+
+
+class LimitReached(DrainRefused):
+    """Of the `nodes` that share a limit with this one no further one may go."""
+
+    def __init__(self, max_drained: str, fleet: Fleet) -> None:
+        self.nodes = fleet.nodes
+        counted = f"{fleet.drained_by_us} of {fleet.nodes} nodes of {fleet.name} are out"
+        super().__init__(f"limits.max_drained ({max_drained}) is reached: {counted}")
 
 
 class NotRecorded(NodeAgentError):
@@ -220,16 +229,30 @@ class Actions:
         a record would stand for ever.
 
         Raises:
-            DrainRefused: the node is as it was.
+            DrainRefused, NotOurTurn: the node is as it was.
             CommandFailed: it may be drained or not.
             NotRecorded: it is drained.
 
         """
+        if force:
+            self._drain(reason, action, by)
+            return
+        self._look_for_room()  # of many that ask at once most are refused here, and keep nobody waiting
+        with self.scheduler.turn() as turn:
+            self._look_for_room()
+            self._drain(reason, action, by, turn.spend)
+
+    def _look_for_room(self) -> None:
+        fleet = full(self.scheduler.fleets(), self.max_drained)
+        if fleet is not None:
+            raise LimitReached(self.max_drained, fleet)
+
+    def _drain(
+        self, reason: str, action: RecoveryAction, by: str, last_of_all: Callable[[], None] = lambda: None
+    ) -> None:
         state: NodeState = self.scheduler.node_state()
         if state.drained and (state.foreign or state.reason is None):
             raise DrainRefused(f"the node is out of service already: {state.reason or 'by somebody else'}")
-        if not force and not may_drain(self.scheduler.fleet(), self.max_drained):
-            raise DrainRefused(f"limits.max_drained ({self.max_drained}) is reached")
         before = self.records.drain()
         scope = " ".join(sorted({*self.scheduler.drain_scope().split(), *(before.scope.split() if before else ())}))
         failure: Exception | None = None
@@ -237,6 +260,7 @@ class Actions:
             self.records.put_drain(DrainRecord(reason, action, by, scope))
         except (NodeAgentError, OSError) as error:
             failure = error
+        last_of_all()
         self.scheduler.drain(reason, scope)
         self.deed(DRAIN, why=reason, action=action.word, by=by)
         if failure is not None:

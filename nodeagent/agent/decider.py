@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
-from nodeagent.agent.actions import DrainRefused, NotRecorded
+from nodeagent.agent.actions import DrainRefused, LimitReached, NotRecorded
 from nodeagent.agent.journal import Log
+from nodeagent.agent.pace import Pace
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
@@ -29,6 +30,7 @@ from nodeagent.policy.decide import (
     wanted_drain,
 )
 from nodeagent.scheduler.port import Scheduler
+from nodeagent.scheduler.turn import NotOurTurn
 
 ASK_AGAIN = 6
 """Cycles between two looks at the scheduler while nothing changes: a thousand nodes may be in this state at once."""
@@ -95,9 +97,10 @@ class Decider:
         self._clock = clock
         self._log = log
         self._cycles = 0
-        self._asked: tuple[object, float] = (None, float("-inf"))
+        self.pace = Pace(clock, ASK_AGAIN * config.interval)
         self._adopted = False
-        self._refusal = ""
+        self.refusal = ""
+        """Why a drain that is wanted is put off; empty where none is."""
         self._said: set[Decision] = set()
         self._of_node: list[Decision] = []
 
@@ -139,28 +142,30 @@ class Decider:
         wanted = wanted_drain(verdict, self.config.policy, self.actions.scheduler.spares_units, retired)
         record = self.actions.records.drain()
         if wanted is None and record is None:
-            self._refusal = ""
+            self._nothing_waits()
             if self._adopted:
                 self._of_node = []
                 return
         settled = self._cycles > self.config.health.recover
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
         question = (wanted.action if wanted is not None else None, record, states)
-        now = self._clock.monotonic()
-        if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
+        if not self.pace.allows(question):
             yield from self._of_node  # still due, for all that is known
             return
-        self._asked = (question, now)
         try:
             node = self.actions.scheduler.node_state()
         except NodeAgentError as error:
             self._failed("ask", error)
+            self.pace.failed()
             return
         if record is None and node.drained:
             record = self._adopt(node.reason or "")
         self._adopted = True
         self._of_node = []
-        for step in decide_node(wanted, record, node, verdict):
+        steps = list(decide_node(wanted, record, node, verdict))
+        if not any(isinstance(step, Drain) for step in steps):
+            self._nothing_waits()
+        for step in steps:
             if not isinstance(step, Resume) or settled:
                 self._of_node.append(step)
                 yield step
@@ -184,25 +189,40 @@ class Decider:
             return
         try:
             self._carry_out(decision)
+        except NotOurTurn as error:
+            self.counts[word, "waiting"] += 1
+            if str(error) != self.refusal:
+                self._log.warning("drain_waits", note=str(error), **fields)
+            self.refusal = str(error)
+            self.pace.not_our_turn()
         except DrainRefused as error:
             self.counts[word, "refused"] += 1
-            if str(error) != self._refusal:
+            if str(error) != self.refusal:
                 self._log.error("drain_refused", note=str(error), **fields)
                 self._tell(word, {"why": f"{error}: {fields.get('why', '')}"}, REFUSED)
-            self._refusal = str(error)
+            self.refusal = str(error)
+            if isinstance(error, LimitReached):
+                self.pace.full(error.nodes)
         except NotRecorded as error:
             self._done(word, fields)
             self._log.error("not_recorded", why=str(error))
         except (NodeAgentError, OSError) as error:
             self._adopted = False  # it may take effect all the same: look again, also when all is well by then
             self._failed(word, error)
+            if isinstance(decision, (Drain, Resume)):
+                self.pace.failed()
         else:
             self._done(word, fields)
 
     def _done(self, word: str, fields: Mapping[str, str]) -> None:
-        self._refusal = ""
+        if word == "drain":
+            self._nothing_waits()
         self.counts[word, "done"] += 1
         self._log.warning(word, **fields)
+
+    def _nothing_waits(self) -> None:
+        self.refusal = ""
+        self.pace.calm()
 
     def _tell(self, word: str, fields: Mapping[str, str], result: str) -> None:
         self.actions.deed(word, fields.get("gpu_uuid", ""), fields.get("why", ""), after=result)

@@ -15,6 +15,8 @@ from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
 from nodeagent.scheduler.slurm_job import granted_indices
+from nodeagent.scheduler.slurm_turn import SlurmTurn, lately_drained
+from nodeagent.scheduler.turn import Turn
 from nodeagent.state.hook_conf import Gres
 
 _MARK = "@@"
@@ -45,6 +47,7 @@ class SlurmScheduler:
         self._conf = config.scheduler.slurm.conf
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
+        self._limits = config.limits
         self._node = node
         self._runner = runner
         self._slurmd_said = ""
@@ -55,6 +58,9 @@ class SlurmScheduler:
         environment = {"SLURM_CONF": self._conf} if self._conf else {}
         return self._runner(argv, environment, self._timeout, complaints)
 
+    def _scontrol(self, *arguments: str) -> str:
+        return self._run(f"{self._bin}/scontrol", *arguments)
+
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
         argv = (f"{self._bin}/sinfo", "-N", "-h", "-a", "-n", self._node, "-o", f"{_MARK}%T|%E")
@@ -63,14 +69,22 @@ class SlurmScheduler:
             return NodeState(out, "" if reason == "none" else reason)
         raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
-    def fleet(self) -> Fleet:
-        """See Scheduler: the nodes of this node's partitions."""
+    def fleets(self) -> tuple[Fleet, ...]:
+        """See Scheduler: each of this node's partitions, or all nodes."""
         said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-a", "-o", f"{_MARK}%R|%N|%T|%E")
-        rows = list(_records(said, 4))
-        partitions = {partition for partition, node, _, _ in rows if node == self._node}
-        nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
-        ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
-        return Fleet(len(nodes), ours)
+        out = lately_drained(self._scontrol, self._limits.window)
+        fleets: dict[str, set[str]] = {}
+        for partition, node, state, reason in _records(said, 4):
+            name = f"partition {partition}" if self._limits.per == "partition" else Fleet.name
+            fleets.setdefault(name, set()).add(node)
+            if "drain" in state.lower() and reason.startswith(REASON_PREFIX):
+                out.add(node)
+        out.discard(self._node)
+        return tuple(Fleet(len(nodes), len(nodes & out), name) for name, nodes in fleets.items() if self._node in nodes)
+
+    def turn(self) -> Turn:
+        """See Scheduler."""
+        return SlurmTurn(self._scontrol, self._node, self._limits.window, self._timeout)
 
     def drain_scope(self) -> str:
         """See Scheduler."""
