@@ -37,7 +37,7 @@ class Turn(ABC):
     """One node's turn, as a context: entered, nobody else has one; left, it is given back.
 
     It ends by itself `length_of(timeout)` seconds after it was begun, for the sake of those whose holder has died.
-    `timeout` is the longest that one command of ours takes. Where such a one did not end it may still take effect:
+    `timeout` is the longest that one command of ours takes. A drain whose command did not end may still take effect:
     then the turn is not given back, so that nobody counts before that.
     """
 
@@ -46,6 +46,7 @@ class Turn(ABC):
         self._timeout = timeout
         self._monotonic = monotonic
         self._begun = 0.0
+        self._spent = False
 
     def __enter__(self) -> Turn:
         """Take the turn.
@@ -62,7 +63,7 @@ class Turn(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Give the turn back, if that is known to be harmless."""
         unknown = isinstance(error, CommandFailed) and error.status is None
-        if unknown or self._is_over():
+        if (unknown and self._spent) or self._is_over():
             return
         try:
             self._give_back()
@@ -80,6 +81,7 @@ class Turn(ABC):
         self._note()
         if self._is_over():
             raise NotOurTurn(f"the scheduler's commands took most of the {self.length:g} s of our turn")
+        self._spent = True
 
     def _is_over(self) -> bool:
         return self._monotonic() - self._begun > self.length - self._timeout

@@ -160,10 +160,17 @@ def test_whoever_refused_the_drain_the_turn_is_given_back(place: Place) -> None:
 
 
 def test_a_drain_that_may_still_take_effect_keeps_the_turn(place: Place) -> None:
-    with pytest.raises(CommandFailed), place.turn("n1"):
+    with pytest.raises(CommandFailed), place.turn("n1") as turn:
+        turn.spend()
         raise CommandFailed(["scontrol"], None, "")
     place.clock.now += 50
     assert place.refused("n2")
+
+
+def test_a_look_that_was_not_answered_keeps_nobody_waiting(place: Place) -> None:
+    with pytest.raises(CommandFailed), place.turn("n1"):
+        raise CommandFailed(["sinfo"], None, "")
+    assert not place.refused("n2")
 
 
 def test_a_slow_holder_does_not_drain_when_its_turn_may_be_over_and_leaves_the_next_ones_alone(place: Place) -> None:
