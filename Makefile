@@ -31,7 +31,7 @@ docs: $(STAMP)  ## docs/checks.md from what each check says of itself
 soak: $(STAMP)  ## larger tests: a million operations on the locks, 100000 polls of eight GPUs, storms of a hundred nodes
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
 	GPU_NODEAGENT_MEMORY_POLLS=100000 GPU_NODEAGENT_MEMORY_GPUS=8 $(BIN)/python -m pytest -s tests/contract/test_memory_flat.py
-	GPU_NODEAGENT_STORM_NODES=100 $(BIN)/python -m pytest -s tests/integration/test_limit_slurm.py tests/integration/test_limit_gridengine.py
+	GPU_NODEAGENT_STORM_NODES=100 $(BIN)/python -m pytest -s tests/integration/test_limit_slurm.py tests/integration/test_limit_gridengine.py tests/integration/soak_limit.py
 
 hardware: $(STAMP)  ## on a node with a real NVIDIA GPU: probe, NVML calls, recording, the stand-in compared; reads only
 	@$(BIN)/python -m tests.hardware

@@ -38,6 +38,11 @@ DRAINS = ("update", "-d")
 """The word of `scontrol` and of `qmod` that drains."""
 
 
+def die() -> None:
+    """End at once, whatever is left undone."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Quiet:
     """A log that nobody reads."""
 
@@ -48,8 +53,8 @@ class Quiet:
 class Commands:
     """Runs a node's commands, where `entrance` leads to, and writes down when each was begun.
 
-    Of `slow` many a command begins late, of `failing` many one fails and does nothing (both shares). The first agent
-    that is about to drain kills itself where `marker` is a path: there a file says so.
+    Of `slow` many a command begins late, of `failing` many one fails and does nothing (both shares). Where `marker` is
+    a path the first agent that is about to drain does `first` (by default it kills itself): a file there says so.
     """
 
     def __init__(
@@ -59,12 +64,14 @@ class Commands:
         slow: float = 0.0,
         failing: float = 0.0,
         marker: Path | None = None,
+        first: Callable[[], None] = die,
     ) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._entrance = entrance
         self._slow = slow
         self._failing = failing
         self._marker = marker
+        self._first = first
 
     def __call__(
         self,
@@ -75,7 +82,7 @@ class Commands:
     ) -> str:
         words = [argv[0].rpartition("/")[2], *argv[1:2]]
         if words[-1] in DRAINS and self._marker is not None:
-            self._die_if_first(self._marker)
+            self._do_if_first(self._marker)
         if random.random() < self._slow:  # noqa: S311  no secret
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
         os.write(self._log, f"{time.monotonic()} {' '.join(words)}\n".encode())
@@ -83,13 +90,12 @@ class Commands:
             raise CommandFailed(argv, 1, "Unable to contact the controller (connect failure)")
         return run([*self._entrance, *argv], environment, timeout, complaints)
 
-    @staticmethod
-    def _die_if_first(marker: Path) -> None:
+    def _do_if_first(self, marker: Path) -> None:
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-        os.kill(os.getpid(), signal.SIGKILL)
+        self._first()
 
 
 class Storm:
