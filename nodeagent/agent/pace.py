@@ -30,21 +30,27 @@ class Pace:
         self._question: object = None
         self._next = self._earliest = -inf
         self._tries = 0
+        self._waits = False
         self.wake = inf
-        """When a drain that waits for its turn is to be tried again, by the monotonic clock: before the next cycle."""
+        """When it is to be asked again, by the monotonic clock, if that is before the next cycle: a drain waits for its
+        turn, or what is asked has changed just after it was asked."""
 
     def allows(self, question: object) -> bool:
         """Say whether to ask now: something else is asked than last time, or it is long ago; and note that it is."""
         now = self._clock.monotonic()
-        if now < self._earliest or (question == self._question and now < self._next):
+        changed = question != self._question
+        if now < self._earliest or (not changed and now < self._next):
+            if changed or self._waits:
+                self.wake = self._earliest
             return False
         self._question = question
         self._next, self._earliest = now + self._part(self._longest), now + _SHORTEST
         return True
 
     def calm(self) -> None:
-        """Nothing waits, nothing failed."""
+        """Nothing waits for its turn, nothing failed."""
         self._tries = 0
+        self._waits = False
         self.wake = inf
 
     def failed(self) -> None:
@@ -55,7 +61,8 @@ class Pace:
     def not_our_turn(self) -> None:
         """Another node drains at this moment: this will be over soon."""
         self.failed()
-        self.wake = self._next
+        self._waits = True
+        self.wake = self._earliest
 
     def full(self, nodes: int) -> None:
         """Of so many nodes no further one may go."""

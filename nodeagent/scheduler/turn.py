@@ -11,8 +11,8 @@ from types import TracebackType
 from nodeagent.errors import CommandFailed, NodeAgentError
 
 _MINUTE = 60.0
-_COMMANDS = 6
-"""Commands of one turn, at most: take it, two looks, note it, drain, give it back."""
+_COMMANDS = 12
+"""Commands from taking a turn to draining, at most: Grid Engine's, with a window."""
 
 
 class NotOurTurn(NodeAgentError):

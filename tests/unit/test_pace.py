@@ -55,9 +55,23 @@ def test_only_who_waits_for_a_turn_wakes_the_agent_for_it() -> None:
     bench.pace.failed()
     assert bench.pace.wake == inf
     bench.pace.not_our_turn()
-    assert bench.pace.wake == bench.clock.now + 12
+    due = bench.pace.wake
+    assert due == bench.clock.now + 12
+    bench.pace.wake = inf  # a cycle has begun before, for another reason
+    assert not bench.pace.allows("same") and bench.pace.wake == due
     bench.pace.calm()
     assert bench.pace.wake == inf
+
+
+def test_what_changes_just_after_it_was_asked_does_not_wait_for_the_next_cycle() -> None:
+    bench = Bench()
+    bench.next()
+    bench.clock.now += 0.4
+    assert not bench.pace.allows("same") and bench.pace.wake == inf
+    assert not bench.pace.allows("other")
+    assert bench.pace.wake == pytest.approx(bench.clock.now + 0.6)
+    bench.clock.now = bench.pace.wake
+    assert bench.pace.allows("other")
 
 
 @pytest.mark.parametrize(("nodes", "pause"), [(4, 60), (100, 60), (1000, 600)])
