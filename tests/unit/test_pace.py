@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from math import inf
 
 import pytest
@@ -96,3 +98,20 @@ def test_pauses_are_of_chance_from_half_of_them_on() -> None:
         dice.not_our_turn()
         waits.add(dice.wake)
     assert len(waits) == 20
+
+
+def test_room_that_appears_goes_to_each_of_those_that_wait_alike() -> None:
+    """Ten nodes at a limit; room comes once in fifty seconds, and who asks first has it."""
+    clock, dice = FakeClock(), random.Random(5)  # noqa: S311  no secret
+    paces = {node: Pace(clock, 60.0, dice.uniform) for node in range(10)}
+    had: Counter[int] = Counter()
+    while sum(had.values()) < 300:
+        room = True
+        for _ in range(100):
+            clock.now += 0.5
+            for node, pace in paces.items():
+                if pace.allows("same"):
+                    had[node] += room
+                    room = False
+                    pace.full(len(paces))
+    assert min(had.values()) > 15 and max(had.values()) < 50, had
