@@ -42,10 +42,11 @@ lint: $(STAMP)  ## ruff and mypy strict
 docs: $(STAMP)  ## docs/checks.md from what each check says of itself
 	@$(BIN)/python -m tests.make_docs
 
-soak: $(STAMP)  ## far more of three tests: a million operations on the locks, 100000 polls, 10000 drains in a race
+soak: $(STAMP)  ## larger tests: a million operations on locks, 100000 polls, 10000 drains in a race, storms of 100 nodes
 	GPU_NODEAGENT_RACE_OPERATIONS=1000000 $(BIN)/python -m pytest tests/contract/test_races.py
 	GPU_NODEAGENT_MEMORY_POLLS=100000 GPU_NODEAGENT_MEMORY_GPUS=8 $(BIN)/python -m pytest -s tests/contract/test_memory_flat.py
 	GPU_NODEAGENT_DRAIN_RACES=5000 $(BIN)/python -m pytest -s tests/integration/test_drain_races.py
+	GPU_NODEAGENT_STORM_NODES=100 $(BIN)/python -m pytest -s tests/integration/test_limit_slurm.py tests/integration/test_limit_gridengine.py tests/integration/soak_limit.py
 
 hardware: $(STAMP)  ## on a node with a real NVIDIA GPU: probe, NVML calls, recording, the stand-in compared; reads only
 	@$(BIN)/python -m tests.hardware

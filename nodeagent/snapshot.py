@@ -20,7 +20,7 @@ class Counters:
     """event kind -> how often hooks reported it."""
     hook_events_dropped: int = 0
     decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """(retire|restore|drain|resume, done|refused|failed|dry-run) -> how often."""
+    """(retire|restore|drain|resume, done|refused|waiting|failed|dry-run) -> how often."""
     probe_timeouts: int = 0
     probe_crashes: int = 0
     probes_abandoned: int = 0
@@ -48,7 +48,10 @@ class Released:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one cycle found and did. `monotonic` and `wall` are when it ended, `drain_reason` is ours, if drained."""
+    """What one cycle found and did. `monotonic` and `wall` are when it ended, `drain_reason` is ours, if drained.
+
+    `drain_waits` says why a drain that is wanted is put off.
+    """
 
     node: str
     pid: int
@@ -66,5 +69,6 @@ class Snapshot:
     released: Released | None = None
     scheduler_problem: str = ""
     """Why the scheduler could not be asked when it was asked last, and what to do."""
+    drain_waits: str = ""
     cycle_seconds: float = 0.0
     version: str = ""

@@ -12,8 +12,9 @@ from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
-from nodeagent.policy.limits import may_drain
-from nodeagent.scheduler.port import NodeState, Scheduler
+from nodeagent.policy.limits import full
+from nodeagent.scheduler.port import Fleet, NodeState, Scheduler
+from nodeagent.scheduler.turn import NotOurTurn
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
 
 DRAINED = "drained"
@@ -34,6 +35,15 @@ class DrainRefused(NodeAgentError):
 
     def __str__(self) -> str:
         return f"nothing done: {self.why}"
+
+
+class LimitReached(DrainRefused):
+    """Of the `nodes` that share a limit with this one no further one may go."""
+
+    def __init__(self, max_drained: str, fleet: Fleet) -> None:
+        self.nodes = fleet.nodes
+        counted = f"{fleet.drained_by_us} of {fleet.nodes} nodes of {fleet.name} are out"
+        super().__init__(f"limits.max_drained ({max_drained}) is reached: {counted}")
 
 
 class NotRecorded(NodeAgentError):
@@ -241,22 +251,40 @@ class Actions:
         a record would stand for ever.
 
         Raises:
-            DrainRefused: the node is as it was.
+            DrainRefused, NotOurTurn: the node is as it was.
             CommandFailed: it may be drained or not.
             NotRecorded: it is drained.
 
         """
+        if force:
+            self._drain(reason, action, by)
+            return
+        self._look_for_room()  # of many that ask at once most are refused here, and keep nobody waiting
+        with self.scheduler.turn() as turn:
+            self._look_for_room()
+            self._drain(reason, action, by, turn.spend)
+
+    def _look_for_room(self) -> None:
+        fleet = full(self.scheduler.fleets(), self.max_drained)
+        if fleet is not None:
+            raise LimitReached(self.max_drained, fleet)
+
+    def _drain(
+        self, reason: str, action: RecoveryAction, by: str, last_of_all: Callable[[], None] = lambda: None
+    ) -> None:
         state: NodeState = self.scheduler.node_state()
         if state.drained and (state.foreign or state.reason is None):
             raise DrainRefused(str(NodeTaken(state.reason or "")))
-        if not force and not may_drain(self.scheduler.fleet(), self.max_drained):
-            raise DrainRefused(f"limits.max_drained ({self.max_drained}) is reached")
         before = self.records.drain()
         earlier = before.scope.split() if before else []
         record = DrainRecord(reason, action, by, _joined(self.scheduler.drain_scope().split(), earlier), stands=False)
         failure = self._put_drain(record)
         try:
+            last_of_all()
             closed = self.scheduler.drain(reason, record.scope)
+        except NotOurTurn:
+            self._put_back(before)
+            raise
         except NodeTaken as error:
             self.records.drop_drain()
             raise DrainRefused(str(error)) from error
@@ -264,6 +292,12 @@ class Actions:
         self.deed(DRAIN, why=reason, action=action.word, by=by)
         if failure is not None:
             raise NotRecorded("the node is drained", str(failure)) from failure
+
+    def _put_back(self, before: DrainRecord | None) -> None:
+        if before is None:
+            self.records.drop_drain()
+        else:
+            self.records.put_drain(before)
 
     def _put_drain(self, record: DrainRecord) -> Exception | None:
         """Record a drain; return what kept it from that."""

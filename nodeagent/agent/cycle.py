@@ -114,7 +114,7 @@ class Cycle:
     @property
     def due(self) -> float:
         """When the next cycle is due although its turn comes later, by the clock's monotonic seconds."""
-        return -inf if self._cleaner.called else self._lender.due
+        return -inf if self._cleaner.called else min(self._lender.due, self._decider.pace.wake)
 
     @property
     def is_out(self) -> bool:
@@ -160,6 +160,7 @@ class Cycle:
         if not os.fstat(self.ports.state.fd).st_nlink:
             raise StateGone(self.ports.state.path)
         self._cleaner.called = False
+        self._decider.pace.wake = inf
         self._attempt("take_events", self._take_events)
         swept = None if self._lender.is_away() else self.ports.source.sample()
         facts = self._facts(swept)
@@ -250,6 +251,7 @@ class Cycle:
             history=self.chronicle.keeping(),
             released=self._lender.let_go(*self._surroundings.site.left()),
             scheduler_problem=self._decider.waiting.problem(),
+            drain_waits=self._decider.refusal,
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )

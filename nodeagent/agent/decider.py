@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from nodeagent.agent.actions import DrainRefused, NotRecorded
+from nodeagent.agent.actions import DrainRefused, LimitReached, NotRecorded
 from nodeagent.agent.errand import AtOnce, Errands
 from nodeagent.agent.journal import Log
+from nodeagent.agent.pace import Pace
 from nodeagent.agent.waiting import Waiting
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
@@ -36,6 +37,7 @@ from nodeagent.policy.decide import (
 from nodeagent.report import iso
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.scheduler.trouble import diagnose
+from nodeagent.scheduler.turn import NotOurTurn
 
 ASK_AGAIN = 6
 """Cycles between two looks at the scheduler while nothing changes: a thousand nodes may be in this state at once."""
@@ -123,9 +125,10 @@ class Decider:
         self._clock = clock
         self._log = log
         self._cycles = 0
-        self._asked: tuple[object, float] = (None, float("-inf"))
+        self.pace = Pace(clock, ASK_AGAIN * config.interval)
         self._adopted = False
-        self._refusal = ""
+        self.refusal = ""
+        """Why a drain that is wanted is put off; empty where none is."""
         self._said: set[Decision] = set()
         self._said_of_node: set[Decision] = set()
         self._of_node: list[Decision] = []
@@ -160,7 +163,7 @@ class Decider:
 
     def look(self) -> None:
         """Ask the scheduler in the next cycle: somebody may have changed what it knows of the node."""
-        self._asked = (None, float("-inf"))
+        self.pace.again()
 
     def _may_return(self, verdict: Verdict, unit: str, record: Mapping[str, str]) -> bool:
         """Say whether a unit that looks well may come back: looked at often enough, and nothing about it forgotten."""
@@ -182,7 +185,7 @@ class Decider:
         self._wanted = wanted
         record = self.actions.records.drain()
         if wanted is None and record is None:
-            self._refusal = ""
+            self._nothing_waits()
             if self._adopted and self.waiting.trouble is None:
                 self._of_node = []
                 self._said_of_node.clear()
@@ -191,12 +194,8 @@ class Decider:
             return
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
         question = (wanted.action if wanted is not None else None, record, states)
-        now = self._clock.monotonic()
-        if now < self.waiting.until:
-            return
-        if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
+        if not self.pace.allows(question):
             return  # still due, for all that is known
-        self._asked = (question, now)
         self._errands.run(lambda: self._settle(wanted, verdict, settled))
 
     def _settle(self, wanted: Drain | None, verdict: Verdict, settled: bool) -> None:
@@ -220,7 +219,9 @@ class Decider:
         elif record is not None and not record.stands and node.drained and not node.foreign:
             record = self._put(replace(record, stands=True))
         self._adopted = True
-        steps = decide_node(wanted, record, node, verdict)
+        steps = list(decide_node(wanted, record, node, verdict))
+        if not any(isinstance(step, Drain) for step in steps):
+            self._nothing_waits()
         self._of_node = [step for step in steps if settled or not isinstance(step, Resume)]
         self._said_of_node &= set(self._of_node)
         for step in self._of_node:
@@ -233,9 +234,10 @@ class Decider:
 
     def _postpone(self, wanted: Drain | None, error: Exception) -> None:
         """Try again later; what was wanted is noted until then."""
+        self.pace.failed()
         if isinstance(error, NodeAgentError):
             drain = wanted if not self.config.policy.dry_run else None
-            self.waiting.failed(diagnose(error), self.config.interval, drain.reason if drain is not None else "")
+            self.waiting.failed(diagnose(error), drain.reason if drain is not None else "")
 
     def _put(self, record: DrainRecord) -> DrainRecord:
         if not self.config.policy.dry_run:
@@ -259,12 +261,20 @@ class Decider:
             return None
         try:
             self._carry_out(decision)
+        except NotOurTurn as error:
+            self.counts[word, "waiting"] += 1
+            if str(error) != self.refusal:
+                self._log.warning("drain_waits", note=str(error), **fields)
+            self.refusal = str(error)
+            self.pace.not_our_turn()
         except DrainRefused as error:
             self.counts[word, "refused"] += 1
-            if str(error) != self._refusal:
+            if str(error) != self.refusal:
                 self._log.error("drain_refused", note=str(error), **fields)
                 self._tell(word, {"why": f"{error}: {fields.get('why', '')}"}, REFUSED)
-            self._refusal = str(error)
+            self.refusal = str(error)
+            if isinstance(error, LimitReached):
+                self.pace.full(error.nodes)
         except NotRecorded as error:
             self._done(word, fields)
             self._log.error("not_recorded", why=str(error))
@@ -277,9 +287,14 @@ class Decider:
         return None
 
     def _done(self, word: str, fields: Mapping[str, str]) -> None:
-        self._refusal = ""
+        if word == "drain":
+            self._nothing_waits()
         self.counts[word, "done"] += 1
         self._log.warning(word, **fields)
+
+    def _nothing_waits(self) -> None:
+        self.refusal = ""
+        self.pace.calm()
 
     def _tell(self, word: str, fields: Mapping[str, str], result: str) -> None:
         self.actions.deed(word, fields.get("gpu_uuid", ""), fields.get("why", ""), after=result)

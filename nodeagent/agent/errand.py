@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import traceback
 from collections.abc import Callable
 from threading import Thread
@@ -10,8 +9,6 @@ from typing import Protocol
 
 from nodeagent.agent.journal import Log
 
-LONGEST_PAUSE = 60.0
-"""Seconds between two tries while the scheduler does not answer. What waited is done within a minute of its return."""
 _PATIENCE = 10.0
 
 
@@ -69,11 +66,3 @@ class Beside:
             work()
         except Exception as error:  # noqa: BLE001  the thread's boundary: one bad errand must not be the last one
             self._log.error("errand_failed", why=repr(error), trace=traceback.format_exc())
-
-
-def pause(failures: int, first: float, chance: Callable[[], float] = random.random) -> float:
-    """Return the seconds before the next try: twice as many after each failure, and never the same on two nodes.
-
-    A thousand nodes lose a controller at the same moment; they must not all come back to it at the same moment.
-    """
-    return min(LONGEST_PAUSE, first * 2.0 ** min(failures - 1, 16)) * (0.5 + 0.5 * chance())

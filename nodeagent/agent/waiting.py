@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from nodeagent.agent.actions import PENDING, RESUMED
-from nodeagent.agent.errand import pause
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.errors import NodeAgentError
@@ -46,11 +45,8 @@ class Waiting:
         self._actions = actions
         self._clock = clock
         self._log = log
-        self._failures = 0
         self.trouble: Trouble | None = None
         """Why the scheduler could not be asked when it was asked last."""
-        self.until = float("-inf")
-        """Before this moment (monotonic seconds) it is not asked again."""
 
     def successor(self, actions: Teller) -> Waiting:
         """Return the one that goes on with another configuration: it asks at once."""
@@ -60,13 +56,11 @@ class Waiting:
 
     # -- the scheduler is away ----------------------------------------------------------------------------------------
 
-    def failed(self, trouble: Trouble, interval: float, reason: str) -> None:
+    def failed(self, trouble: Trouble, reason: str) -> None:
         """The scheduler did not do it. `reason` is of the drain that waits for it; empty: none does."""
         if self.trouble is None or self.trouble.kind != trouble.kind:
             self._log.error("scheduler_unavailable", kind=trouble.kind, remedy=trouble.remedy)
         self.trouble = trouble
-        self._failures += 1
-        self.until = self._clock.monotonic() + pause(self._failures, interval)
         if reason and not self._memo(PENDING):
             fields = {"reason": reason, "since": iso(self._clock.wall()), "why": trouble.kind}
             self._note(PENDING, fields)
@@ -77,7 +71,7 @@ class Waiting:
         """The scheduler has answered."""
         if self.trouble is not None:
             self._log.warning("scheduler_available")
-        self.trouble, self._failures, self.until = None, 0, float("-inf")
+        self.trouble = None
 
     def settled(self) -> None:
         """What was wanted is done, or refused, or done already by somebody: nothing waits."""

@@ -49,6 +49,8 @@ def _text(document: dict[str, Any]) -> str:
     lines = [head]
     if document["drained"]:
         lines.append(f"drained: {document['drained']}")
+    if document["drain_waits"]:
+        lines.append(f"ought to be drained; {document['drain_waits']}")
     released = document.get("driver_released")
     if released:
         by = released["by"] or "somebody"

@@ -190,9 +190,16 @@ class Cleanup:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the cluster this product may take out: nodes (`4`) or a share of them (`10%`), at least one."""
+    """How much of the cluster this product may take out: nodes (`4`) or a share of them (`10%`), at least one.
+
+    `per` says of what: of each partition that has the node (Slurm), of each host group that has the host (Grid Engine),
+    or of all nodes; what the scheduler does not have is all nodes too. A drained node counts until it is resumed, and
+    for `window` seconds from its drain at least. An administrator's `drain` is counted and never refused.
+    """
 
     max_drained: str = setting("10%", values.count_or_percent)
+    per: str = setting("partition", values.one_of("partition", "hostgroup", "cluster"))
+    window: float = setting(0.0, values.duration)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.turn import Turn, Unshared
 from nodeagent.state.hook_conf import Gres
 
 
@@ -26,9 +27,13 @@ class LocalScheduler:
         """See Scheduler."""
         return None
 
-    def fleet(self) -> Fleet:
+    def fleets(self) -> tuple[Fleet, ...]:
         """See Scheduler."""
-        return Fleet(1, 0)
+        return (Fleet(1, 0),)
+
+    def turn(self) -> Turn:
+        """See Scheduler."""
+        return Unshared()
 
     def drain_scope(self) -> str:
         """See Scheduler."""

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.reason import is_ours
+from nodeagent.scheduler.turn import Turn
 from nodeagent.state.hook_conf import Gres
 
 
@@ -29,10 +30,15 @@ class NodeState:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The nodes that share a limit: how many there are, and how many of them this product has drained."""
+    """The nodes that share a limit, by their name: how many there are, and how many others this product has out.
+
+    Those are drained by us now or, where the scheduler can tell, were within `limits.window`. The node that asks is
+    one of `nodes`, and not counted among the drained.
+    """
 
     nodes: int
     drained_by_us: int
+    name: str = "the cluster"
 
 
 class Scheduler(Protocol):
@@ -53,8 +59,11 @@ class Scheduler(Protocol):
 
         """
 
-    def fleet(self) -> Fleet:
-        """Count the nodes that share this node's limit."""
+    def fleets(self) -> tuple[Fleet, ...]:
+        """Count the nodes that share a limit with this one, as `limits.per` says; each of them has to have room."""
+
+    def turn(self) -> Turn:
+        """Return this node's turn at counting and draining, to be entered: while it has it, no other node does."""
 
     def drain_scope(self) -> str:
         """Return what a drain would close now, in the scheduler's own words: what a later `resume` may open again."""

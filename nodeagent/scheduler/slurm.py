@@ -17,6 +17,8 @@ from nodeagent.scheduler.command import Conversation, Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.reason import is_ours
 from nodeagent.scheduler.slurm_job import granted_indices
+from nodeagent.scheduler.slurm_turn import SlurmTurn, lately_drained
+from nodeagent.scheduler.turn import Turn
 from nodeagent.state.hook_conf import Gres
 
 _MARK = "@@"
@@ -47,6 +49,7 @@ class SlurmScheduler:
         self._environment = {"SLURM_CONF": conf} if conf else {}
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
+        self._limits = config.limits
         self._node = node
         self._runner = runner
         self._slurmd_said = ""
@@ -56,6 +59,9 @@ class SlurmScheduler:
     def _run(self, *argv: str, complaints: bool = False) -> str:
         return self._runner(argv, self._environment, self._timeout, complaints)
 
+    def _scontrol(self, *arguments: str) -> str:
+        return self._run(f"{self._bin}/scontrol", *arguments)
+
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
         argv = (f"{self._bin}/sinfo", "-N", "-h", "-a", "-n", self._node, "-o", f"{_MARK}%T|%E")
@@ -64,14 +70,22 @@ class SlurmScheduler:
             return NodeState(out, "" if reason == "none" else reason)
         raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
-    def fleet(self) -> Fleet:
-        """See Scheduler: the nodes of this node's partitions."""
+    def fleets(self) -> tuple[Fleet, ...]:
+        """See Scheduler: each of this node's partitions, or all nodes."""
         said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-a", "-o", f"{_MARK}%R|%N|%T|%E")
-        rows = list(_records(said, 4))
-        partitions = {partition for partition, node, _, _ in rows if node == self._node}
-        nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
-        ours = sum("drain" in state.lower() and is_ours(reason) for state, reason in nodes.values())
-        return Fleet(len(nodes), ours)
+        out = lately_drained(self._scontrol, self._limits.window)
+        fleets: dict[str, set[str]] = {}
+        for partition, node, state, reason in _records(said, 4):
+            name = f"partition {partition}" if self._limits.per == "partition" else Fleet.name
+            fleets.setdefault(name, set()).add(node)
+            if "drain" in state.lower() and is_ours(reason):
+                out.add(node)
+        out.discard(self._node)
+        return tuple(Fleet(len(nodes), len(nodes & out), name) for name, nodes in fleets.items() if self._node in nodes)
+
+    def turn(self) -> Turn:
+        """See Scheduler."""
+        return SlurmTurn(self._scontrol, self._node, self._limits.window, self._timeout)
 
     def drain_scope(self) -> str:
         """See Scheduler."""

@@ -24,7 +24,7 @@ from nodeagent.policy.decide import (
     needs,
     wanted_drain,
 )
-from nodeagent.policy.limits import may_drain, most_drained
+from nodeagent.policy.limits import full, most_drained
 from nodeagent.scheduler.port import Fleet, NodeState
 
 ACTIONS = [action for action in RecoveryAction if action >= RecoveryAction.RESET_GPU]
@@ -180,5 +180,12 @@ def test_only_our_own_drain_is_taken_back_and_only_when_all_is_well() -> None:
 def test_how_many_nodes_may_be_out(limit: str, nodes: int, most: int) -> None:
     assert most_drained(limit, nodes) == most
     if most:
-        assert may_drain(Fleet(nodes, most - 1), limit)
-    assert not may_drain(Fleet(nodes, most), limit)
+        assert full([Fleet(nodes, most - 1)], limit) is None
+    assert full([Fleet(nodes, most)], limit) == Fleet(nodes, most)
+
+
+def test_every_group_that_has_the_node_has_to_have_room() -> None:
+    small, large = Fleet(4, 1, "partition debug"), Fleet(100, 1, "partition main")
+    assert full([large, small], "10%") is small
+    assert full([large, small], "2") is None
+    assert full([], "10%") is None, "a node in no partition is out already"

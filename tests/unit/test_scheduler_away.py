@@ -11,7 +11,7 @@ import pytest
 
 from nodeagent.agent.actions import PENDING, RESUMED
 from nodeagent.agent.cycle import Cycle
-from nodeagent.agent.errand import LONGEST_PAUSE, Beside, pause
+from nodeagent.agent.errand import Beside
 from nodeagent.config.model import Policy
 from nodeagent.errors import CommandFailed, NodeTaken
 from nodeagent.history.entry import DRAIN, FORGET_DRAIN
@@ -164,13 +164,6 @@ def test_an_answer_that_comes_too_late_neither_drains_nor_resumes(bench: Bench) 
     bench.run()
     errands.close()
     assert bench.scheduler.state.drained, "failed again before the scheduler said anything"
-
-
-def test_pauses_double_and_are_never_the_same_and_never_longer_than_a_minute() -> None:
-    assert [pause(failures, 1.0, lambda: 1.0) for failures in range(1, 5)] == [1, 2, 4, 8]
-    assert pause(3, 1.0, lambda: 0.0) == 2.0
-    assert pause(10**6, 10.0, lambda: 1.0) == LONGEST_PAUSE
-    assert len({pause(5, 1.0) for _ in range(20)}) > 1
 
 
 def test_an_errand_keeps_nobody_waiting_and_a_bad_one_is_not_the_last() -> None:
