@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 from nodeagent.config.model import Policy
+from nodeagent.config.policy_rules import IDLE, TELL
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import UnitVerdict, Verdict
+from nodeagent.policy.rules import Ruling, asked_of, bad_units, ruling_of_node, ruling_of_unit
 from nodeagent.scheduler.port import REASON_PREFIX, NodeState
 from nodeagent.state.verdict_file import FAILED, OK, UNKNOWN
 
 BY_AGENT = "agent"
 BY_ADMIN = "admin"
-UNRESPONSIVE = "driver-unresponsive"
 _WORDS = {action.word for action in RecoveryAction}
 _LONGEST_REASON = 300
 
@@ -38,7 +39,16 @@ class Restore:
 
 @dataclass(frozen=True)
 class Drain:
-    """Take the node out of the scheduler. `reason` begins with `gpu-nodeagent/1: `."""
+    """Take the node out of the scheduler, `when_idle` not before. `reason` begins with `gpu-nodeagent/1: `."""
+
+    reason: str
+    action: RecoveryAction
+    when_idle: bool = False
+
+
+@dataclass(frozen=True)
+class AwaitIdle:
+    """The node is to be drained as soon as no job holds a unit of it."""
 
     reason: str
     action: RecoveryAction
@@ -61,7 +71,25 @@ class Raise:
     action: RecoveryAction
 
 
-Decision = Union[Retire, Restore, Drain, Resume, ForgetDrain, Raise]
+@dataclass(frozen=True)
+class RunCommand:
+    """Run a command of the site's because of a fault on a unit (empty: of the node).
+
+    One decision as long as the fault stands, whatever else is said of it: `check`, `severity`, `action` and `evidence`
+    are of the finding that it is run for, `do` is what is done besides, `bad_units` how many GPUs of the node are bad.
+    """
+
+    command: str
+    unit: str
+    check: str = field(default="", compare=False)
+    severity: Severity = field(default=Severity.ERROR, compare=False)
+    action: RecoveryAction = field(default=RecoveryAction.NONE, compare=False)
+    evidence: str = field(default="", compare=False)
+    do: str = field(default=TELL, compare=False)
+    bad_units: int = field(default=0, compare=False)
+
+
+Decision = Union[Retire, Restore, Drain, AwaitIdle, Resume, ForgetDrain, Raise, RunCommand]
 
 
 @dataclass(frozen=True)
@@ -74,9 +102,12 @@ class DrainRecord:
     scope: str = ""
 
 
-def describe(unit: UnitVerdict) -> str:
-    """Return one line that names GPU and fault: the evidence as people know it (index, bus id), the UUID to be sure."""
-    return f"{_evidence(unit.reasons)} ({unit.uuid})"
+def describe(unit: UnitVerdict, grounds: tuple[Finding, ...] = ()) -> str:
+    """Return one line that names GPU and fault: the evidence as people know it (index, bus id), the UUID to be sure.
+
+    `grounds` are the findings that something is done about, if that is not all that is known.
+    """
+    return f"{_evidence(grounds or unit.reasons)} ({unit.uuid})"
 
 
 def needs(words: str, action: RecoveryAction) -> str:
@@ -87,10 +118,6 @@ def needs(words: str, action: RecoveryAction) -> str:
 def _evidence(findings: tuple[Finding, ...]) -> str:
     grave = [finding for finding in findings if finding.severity >= Severity.ERROR] or list(findings)
     return "; ".join(" ".join(finding.evidence.split()) for finding in grave) or "no reason given"
-
-
-def _word(policy: Policy, action: RecoveryAction) -> str:
-    return "tell" if action is RecoveryAction.NONE else str(getattr(policy, action.word))
 
 
 def adopted(reason: str) -> DrainRecord | None:
@@ -104,52 +131,38 @@ def adopted(reason: str) -> DrainRecord | None:
     return DrainRecord(reason, RecoveryAction.of(word), scope="node")
 
 
-def _unfit(verdict: Verdict) -> tuple[tuple[Finding, ...], RecoveryAction]:
-    """Return what makes the driver as a whole unfit, and what it needs; nothing if it is fit."""
-    if verdict.node_state == FAILED:
-        grave = tuple(f for f in verdict.node_findings if f.severity >= Severity.ERROR)
-        return grave, max((f.action for f in grave), default=RecoveryAction.NONE)
-    if verdict.node_state == UNKNOWN:  # NVML as a whole hangs: a job would hang in it as well
-        return tuple(f for f in verdict.node_findings if f.check == UNRESPONSIVE), RecoveryAction.REBOOT_NODE
-    return (), RecoveryAction.NONE
-
-
-def asked_of(unit: UnitVerdict, verdict: Verdict, policy: Policy) -> RecoveryAction:
-    """Return the recovery action that a unit asks for: none while it is not failed, nor unknown for too long."""
-    if unit.state == FAILED:
-        return unit.action
-    if unit.state == UNKNOWN and verdict.monotonic - unit.since > policy.unknown_after:
-        return max(unit.action, RecoveryAction.RESET_GPU)
-    return RecoveryAction.NONE
-
-
 def wanted_drain(
     verdict: Verdict, policy: Policy, spares_units: bool, retired: Mapping[str, Mapping[str, str]]
 ) -> Drain | None:
     """Return the drain that this verdict asks for, or None.
 
-    The node goes when the driver as a whole is unfit, when the policy says so for a fault, or when a unit is retired,
+    The node goes when the policy says so for a fault of a unit or of the node as a whole, or when a unit is retired,
     or ought to be, and the scheduler cannot spare a single one.
     """
-    parts: list[tuple[str, RecoveryAction]] = []
-    grave, action = _unfit(verdict)
-    if grave and _word(policy, action) != "tell":
-        parts.append((_evidence(grave), action))
+    parts: list[tuple[str, RecoveryAction, str]] = []
+    of_node = ruling_of_node(verdict, policy)
+    if of_node.do != TELL:
+        parts.append((_evidence(of_node.grounds), of_node.action, of_node.drain_when(spares_units=False)))
+    units = [(unit, ruling_of_unit(unit, verdict, policy)) for unit in verdict.units]
     for uuid, record in retired.items() if not spares_units else ():
-        if not any(unit.uuid == uuid and asked_of(unit, verdict, policy) for unit in verdict.units):
+        if not any(unit.uuid == uuid and _is_ruled(unit, ruling, verdict, policy) for unit, ruling in units):
             known = record.get("action", "")
             asked = RecoveryAction.of(known) if known in _WORDS else RecoveryAction.NONE
-            parts.append((record.get("reason", uuid).partition("; needs ")[0], asked))
-    for unit in verdict.units:
-        asked = asked_of(unit, verdict, policy)
-        word = _word(policy, asked)
-        if word == "drain" or (word == "retire" and not spares_units):
-            parts.append((describe(unit), asked))
+            parts.append((record.get("reason", uuid).partition("; needs ")[0], asked, policy.drain_when))
+    for unit, ruling in units:
+        when = ruling.drain_when(spares_units)
+        if when:
+            parts.append((describe(unit, ruling.grounds), ruling.action, when))
     if not parts:
         return None
-    action = max(action for _, action in parts)
-    words = "; ".join(" ".join(text.split()) for text, _ in parts)[:_LONGEST_REASON]
-    return Drain(needs(REASON_PREFIX + words, action), action)
+    action = max(action for _, action, _ in parts)
+    words = "; ".join(" ".join(text.split()) for text, _, _ in parts)[:_LONGEST_REASON]
+    return Drain(needs(REASON_PREFIX + words, action), action, all(when == IDLE for _, _, when in parts))
+
+
+def _is_ruled(unit: UnitVerdict, ruling: Ruling, verdict: Verdict, policy: Policy) -> bool:
+    """Say whether what is done about a retired unit follows from its state now, not from why it was retired."""
+    return ruling.do != TELL or asked_of(unit, verdict, policy) is not RecoveryAction.NONE
 
 
 def decide_units(
@@ -161,26 +174,40 @@ def decide_units(
     """
     for unit in verdict.units:
         record = retired.get(unit.uuid)
-        asked = asked_of(unit, verdict, policy)
-        if record is None and _word(policy, asked) != "tell":
-            worst = unit.reasons[0].check if unit.reasons else ""
-            yield Retire(unit.uuid, needs(describe(unit), asked), worst, asked)
+        ruling = ruling_of_unit(unit, verdict, policy)
+        if ruling.do != TELL:
+            if record is None:
+                first = (*ruling.grounds, *unit.reasons)[:1]
+                reason = needs(describe(unit, ruling.grounds), ruling.action)
+                yield Retire(unit.uuid, reason, first[0].check if first else "", ruling.action)
         elif record is not None and unit.state not in (FAILED, UNKNOWN) and record.get("by") == BY_AGENT:
             if record.get("action") != RecoveryAction.INSPECT_HARDWARE.word:
                 yield Restore(unit.uuid)
 
 
+def decide_commands(verdict: Verdict, policy: Policy) -> Iterator[RunCommand]:
+    """Yield the site's commands that are to have been run, as long as what they are run for stands."""
+    rulings = [("", ruling_of_node(verdict, policy))]
+    rulings += [(unit.uuid, ruling_of_unit(unit, verdict, policy)) for unit in verdict.units]
+    bad = bad_units(verdict, policy)
+    for unit, ruling in rulings:
+        for command, found in ruling.runs.items():
+            yield RunCommand(
+                *(command, unit, found.check, found.severity, found.action, found.evidence, ruling.do, bad)
+            )
+
+
 def decide_node(
-    wanted: Drain | None, record: DrainRecord | None, node: NodeState, verdict: Verdict
-) -> Iterator[Drain | Resume | ForgetDrain | Raise]:
-    """Yield what to do with the node, given how the scheduler has it now.
+    wanted: Drain | None, record: DrainRecord | None, node: NodeState, verdict: Verdict, busy: bool = False
+) -> Iterator[Drain | AwaitIdle | Resume | ForgetDrain | Raise]:
+    """Yield what to do with the node, given how the scheduler has it now; `busy` while a job holds a unit.
 
     Never over somebody else's reason. Resumed is only what is recorded as ours, when nothing asks for the drain any
     more and no unit is in doubt; never what an administrator drained, never after inspect_hardware was asked for.
     """
     if wanted is not None:
         if not node.drained:
-            yield wanted
+            yield AwaitIdle(wanted.reason, wanted.action) if wanted.when_idle and busy else wanted
         elif record is not None and not node.foreign and wanted.action > record.action:
             yield Raise(wanted.action)
         return
