@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from nodeagent.errors import NodeAgentError, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
+from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
 from nodeagent.policy.limits import may_drain
@@ -137,6 +138,10 @@ class Actions:
     ) -> None:
         """Tell of something that was done, or of what came of it instead."""
         self.tell(Entry(time.time(), kind, self.boot_id, unit, after=after, action=action, by=by, evidence=why))
+
+    def busy(self) -> bool:
+        """Say whether a job holds a unit of the node, as far as is known."""
+        return any(owner.scheduler not in (HOLD, MAINTENANCE, CLEANING) for owner in self.store.owners().values())
 
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same: what stands in either is retired.

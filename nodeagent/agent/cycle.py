@@ -18,6 +18,7 @@ from nodeagent.agent.lending import RELEASE_DRIVER, Lender, lending
 from nodeagent.agent.ports import Ports
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
+from nodeagent.agent.site_commands import SiteCommands
 from nodeagent.agent.surroundings import Surroundings
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError, StateGone
@@ -60,7 +61,8 @@ class Cycle:
         self._tidied = float("-inf")
         self._tidy_pause = ASK_AGAIN * config.interval
         self._instances: Instances = {}
-        self._decider = Decider(config, ports.actions, ports.clock, ports.log)
+        self._commands = SiteCommands(config, node, ports.actions, ports.clock, ports.log)
+        self._decider = Decider(config, ports.actions, self._commands, ports.clock, ports.log)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
@@ -76,6 +78,7 @@ class Cycle:
     def begin(self) -> None:
         """Make hooks see what was retired before this boot, and take up what an agent before this one remembered."""
         self._cleaner.begin(self.ports.state)
+        self._commands.resume()
         self._attempt("publish_retired", self.ports.actions.publish_retired)
         try:
             remembered = read_document(self.ports.state, MEMORY)
@@ -99,6 +102,7 @@ class Cycle:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
         self._surroundings.close()
+        self._commands.close()
         self.ports.source.close()
         self.chronicle.close()
 
@@ -147,7 +151,8 @@ class Cycle:
         new._counts = self._counts
         new._instances = self._instances
         new._swept, new._lender = self._swept, self._lender
-        new._decider = self._decider.successor(config, ports.actions)
+        new._commands = self._commands.successor(config, ports.actions)
+        new._decider = self._decider.successor(config, ports.actions, new._commands)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
         new._surroundings = self._surroundings.successor(config, ports.actions.store, ports.clock)
@@ -176,6 +181,7 @@ class Cycle:
             self._cleaner.see(facts)
         self.clean()
         self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
+        self._commands.step(resting=swept is None)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         self.snapshot = self._snapshot(facts, verdict, started)
         document = published(self.snapshot, self._instances)
@@ -229,6 +235,7 @@ class Cycle:
     def _snapshot(self, facts: NodeFacts, verdict: Verdict, started: float) -> Snapshot:
         """Return what this cycle publishes."""
         record = self.ports.actions.records.drain()
+        (checks, stuck_checks), (commands, stuck_commands) = self._surroundings.site.left(), self._commands.left()
         return Snapshot(
             node=self.node,
             pid=os.getpid(),
@@ -245,9 +252,10 @@ class Cycle:
                 self._decider.counts,
                 self.ports.source,
                 self._surroundings.site.counts,
+                self._commands.counts,
             ),
             history=self.chronicle.keeping(),
-            released=self._lender.let_go(*self._surroundings.site.left()),
+            released=self._lender.let_go(checks + commands, stuck_checks + stuck_commands),
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )

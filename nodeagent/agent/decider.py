@@ -13,8 +13,9 @@ from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.health.verdict import Verdict
-from nodeagent.history.entry import DRY_RUN, REFUSED
+from nodeagent.history.entry import DRY_RUN, REFUSED, WAITS
 from nodeagent.policy.decide import (
+    AwaitIdle,
     Decision,
     Drain,
     DrainRecord,
@@ -23,12 +24,15 @@ from nodeagent.policy.decide import (
     Restore,
     Resume,
     Retire,
+    RunCommand,
     adopted,
+    decide_commands,
     decide_node,
     decide_units,
     wanted_drain,
 )
 from nodeagent.scheduler.port import Scheduler
+from nodeagent.state.verdict_file import UNKNOWN
 
 ASK_AGAIN = 6
 """Cycles between two looks at the scheduler while nothing changes: a thousand nodes may be in this state at once."""
@@ -54,6 +58,9 @@ class Means(Protocol):
     @property
     def scheduler(self) -> Scheduler:
         """Who sends jobs here."""
+
+    def busy(self) -> bool:
+        """Say whether a job holds a unit of the node; of a lock that cannot be read it does."""
 
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same."""
@@ -83,12 +90,27 @@ class Means(Protocol):
         """Tell of what came of a decision that was not carried out."""
 
 
+class Commands(Protocol):
+    """The site's commands (agent/site_commands.py on a node): which have been begun, by RunCommand's keys."""
+
+    @property
+    def begun(self) -> Collection[tuple[str, str]]:
+        """Those that are not to be begun again."""
+
+    def begin(self, decision: RunCommand) -> None:
+        """Have one run, and wait for nothing."""
+
+    def forget(self, keys: Collection[tuple[str, str]]) -> None:
+        """Begin these anew when they are wanted again."""
+
+
 class Decider:
     """Acts on verdicts. Remembers what it has asked and said, and how long it has been looking."""
 
-    def __init__(self, config: Config, actions: Means, clock: Clock, log: Log) -> None:
+    def __init__(self, config: Config, actions: Means, commands: Commands, clock: Clock, log: Log) -> None:
         self.config = config
         self.actions = actions
+        self.commands = commands
         self.counts: Counter[tuple[str, str]] = Counter()
         self.unexplained: set[str] = set()
         """Units retired in this boot for what nothing is remembered of: they do not come back by themselves."""
@@ -101,9 +123,9 @@ class Decider:
         self._said: set[Decision] = set()
         self._of_node: list[Decision] = []
 
-    def successor(self, config: Config, actions: Means) -> Decider:
+    def successor(self, config: Config, actions: Means, commands: Commands) -> Decider:
         """Return the one that goes on with another configuration."""
-        new = Decider(config, actions, self._clock, self._log)
+        new = Decider(config, actions, commands, self._clock, self._log)
         new.counts, new.unexplained = self.counts, self.unexplained
         new._cycles, new._adopted = self._cycles, self._adopted
         return new
@@ -125,6 +147,7 @@ class Decider:
                 due.add(decision)
                 self._do(decision)
         due.update(self._act_on_node(verdict))
+        due.update(self._act_on_commands(verdict))
         self._said &= due
 
     def _may_return(self, verdict: Verdict, unit: str, record: Mapping[str, str]) -> bool:
@@ -144,8 +167,9 @@ class Decider:
                 self._of_node = []
                 return
         settled = self._cycles > self.config.health.recover
+        busy = wanted is not None and wanted.when_idle and self._busy()
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
-        question = (wanted.action if wanted is not None else None, record, states)
+        question = (wanted and (wanted.action, wanted.when_idle, busy), record, states)
         now = self._clock.monotonic()
         if question == self._asked[0] and now - self._asked[1] < ASK_AGAIN * self.config.interval:
             yield from self._of_node  # still due, for all that is known
@@ -160,11 +184,32 @@ class Decider:
             record = self._adopt(node.reason or "")
         self._adopted = True
         self._of_node = []
-        for step in decide_node(wanted, record, node, verdict):
+        for step in decide_node(wanted, record, node, verdict, busy):
             if not isinstance(step, Resume) or settled:
                 self._of_node.append(step)
                 yield step
                 self._do(step)
+
+    def _busy(self) -> bool:
+        try:
+            return self.actions.busy()
+        except (NodeAgentError, OSError):  # the cleaner, which reads the same locks, says it in the log
+            return True
+
+    def _act_on_commands(self, verdict: Verdict) -> Iterator[Decision]:
+        """Begin the site's commands that are wanted for the first time since the fault was seen.
+
+        While nothing is known of a unit its fault is not over.
+        """
+        due = {decision.key: decision for decision in decide_commands(verdict, self.config.policy)}
+        unknown = {unit.uuid for unit in verdict.units if unit.state == UNKNOWN}
+        unknown |= {""} if verdict.node_state == UNKNOWN else set()
+        over = {key for key in self.commands.begun if key not in due and key[1] not in unknown}
+        self.commands.forget(over)
+        for key, decision in due.items():
+            yield decision
+            if key not in self.commands.begun:
+                self._do(decision)
 
     def _adopt(self, reason: str) -> DrainRecord | None:
         """Take up a drain of ours that stands without a record, as on a node that keeps nothing over a reboot."""
@@ -176,11 +221,10 @@ class Decider:
     def _do(self, decision: Decision) -> None:
         word, fields = _words(decision)
         if self.config.policy.dry_run:
-            if decision not in self._said:
-                self._said.add(decision)
-                self.counts[word, "dry-run"] += 1
-                self._log.warning(word, dry_run=True, **fields)
-                self._tell(word, fields, DRY_RUN)
+            self._only_say(decision, word, DRY_RUN, {**fields, "dry_run": True})
+            return
+        if isinstance(decision, AwaitIdle):
+            self._only_say(decision, "drain_waits", WAITS, fields)
             return
         try:
             self._carry_out(decision)
@@ -198,6 +242,15 @@ class Decider:
             self._failed(word, error)
         else:
             self._done(word, fields)
+
+    def _only_say(self, decision: Decision, event: str, result: str, fields: Mapping[str, object]) -> None:
+        """Say once of a decision that it is not carried out, as long as it stands."""
+        if decision not in self._said:
+            self._said.add(decision)
+            word, about = _words(decision)
+            self.counts[word, result] += 1
+            self._log.warning(event, **fields)
+            self._tell(word, about, result)
 
     def _done(self, word: str, fields: Mapping[str, str]) -> None:
         self._refusal = ""
@@ -231,6 +284,8 @@ class Decider:
             actions.raise_drain(decision.action)
         elif isinstance(decision, ForgetDrain):
             actions.forget_drain()
+        elif isinstance(decision, RunCommand):
+            self.commands.begin(decision)
 
 
 def _words(decision: Decision) -> tuple[str, dict[str, str]]:
@@ -239,8 +294,14 @@ def _words(decision: Decision) -> tuple[str, dict[str, str]]:
         return "retire", {"gpu_uuid": decision.unit, "check": decision.check, "why": decision.reason}
     if isinstance(decision, Restore):
         return "restore", {"gpu_uuid": decision.unit}
-    if isinstance(decision, Drain):
+    if isinstance(decision, (Drain, AwaitIdle)):
         return "drain", {"why": decision.reason}
+    if isinstance(decision, RunCommand):
+        found = decision.finding
+        return "run_command", {
+            **{"gpu_uuid": decision.unit, "command": decision.command, "check": found.check},
+            "why": f"{decision.command} for {found.evidence}",
+        }
     if isinstance(decision, Raise):
         return "raise_drain", {"why": f"needs {decision.action.word}"}
     return ("resume" if isinstance(decision, Resume) else "forget_drain"), {}

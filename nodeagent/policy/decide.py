@@ -48,10 +48,10 @@ class Drain:
 
 @dataclass(frozen=True)
 class AwaitIdle:
-    """The node is to be drained as soon as no job holds a unit of it."""
+    """The node is to be drained as soon as no job holds a unit of it: one decision, whatever is added to its reason."""
 
-    reason: str
-    action: RecoveryAction
+    reason: str = field(compare=False)
+    action: RecoveryAction = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,23 @@ class Raise:
 class RunCommand:
     """Run a command of the site's because of a fault on a unit (empty: of the node).
 
-    One decision as long as the fault stands, whatever else is said of it: `check`, `severity`, `action` and `evidence`
-    are of the finding that it is run for, `do` is what is done besides, `bad_units` how many GPUs of the node are bad.
+    One decision as long as the fault stands, whatever else is said of it: `finding` is what it is run for, `about` the
+    unit with all its `findings` (or the node's), `do` what is done besides, `bad_units` how many GPUs of the node are
+    failed.
     """
 
     command: str
     unit: str
-    check: str = field(default="", compare=False)
-    severity: Severity = field(default=Severity.ERROR, compare=False)
-    action: RecoveryAction = field(default=RecoveryAction.NONE, compare=False)
-    evidence: str = field(default="", compare=False)
+    finding: Finding = field(compare=False)
+    about: UnitVerdict | None = field(default=None, compare=False)
+    findings: tuple[Finding, ...] = field(default=(), compare=False)
     do: str = field(default=TELL, compare=False)
     bad_units: int = field(default=0, compare=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells one such decision from another."""
+        return self.command, self.unit
 
 
 Decision = Union[Retire, Restore, Drain, AwaitIdle, Resume, ForgetDrain, Raise, RunCommand]
@@ -187,14 +192,14 @@ def decide_units(
 
 def decide_commands(verdict: Verdict, policy: Policy) -> Iterator[RunCommand]:
     """Yield the site's commands that are to have been run, as long as what they are run for stands."""
-    rulings = [("", ruling_of_node(verdict, policy))]
-    rulings += [(unit.uuid, ruling_of_unit(unit, verdict, policy)) for unit in verdict.units]
     bad = bad_units(verdict, policy)
-    for unit, ruling in rulings:
+    of_node = ruling_of_node(verdict, policy)
+    for command, found in of_node.runs.items():
+        yield RunCommand(command, "", found, None, verdict.node_findings, of_node.do, bad)
+    for unit in verdict.units:
+        ruling = ruling_of_unit(unit, verdict, policy)
         for command, found in ruling.runs.items():
-            yield RunCommand(
-                *(command, unit, found.check, found.severity, found.action, found.evidence, ruling.do, bad)
-            )
+            yield RunCommand(command, unit.uuid, found, unit, unit.reasons, ruling.do, bad)
 
 
 def decide_node(

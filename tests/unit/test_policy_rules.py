@@ -151,9 +151,8 @@ def test_a_rule_that_only_runs_a_command_leaves_the_rest_to_the_words() -> None:
     ruling = ruled(one, Rule(check=("xid",), run="page"))
     assert (ruling.do, list(ruling.runs)) == ("retire", ["page"])
     [run] = decide_commands(verdict(one), policy(Rule(run="page")))
-    assert run == RunCommand("page", "GPU-a")
-    told = (run.check, run.severity, run.action, run.evidence, run.do, run.bad_units)
-    assert told == ("xid", Severity.ERROR, RESET, "xid on GPU-a", "retire", 1)
+    assert run == RunCommand("page", "GPU-a", finding("gpu-lost")), "the same decision, whatever else is said"
+    assert (run.finding, run.about, run.findings, run.do, run.bad_units) == (finding(), one, (finding(),), "retire", 1)
 
 
 def test_a_command_is_run_for_each_unit_and_the_node_that_it_fits() -> None:
