@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from nodeagent.errors import NodeAgentError, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
@@ -17,6 +17,8 @@ from nodeagent.scheduler.port import NodeState, Scheduler
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
 
 DRAINED = "drained"
+REBOOTS = "reboots"
+_MOST_REBOOTS = 100
 
 
 class DrainRefused(NodeAgentError):
@@ -92,6 +94,20 @@ class Records:
     def drop_drain(self) -> None:
         """Forget our drain."""
         self._data.remove(DRAINED)
+
+    def reboots(self) -> list[float]:
+        """Return when the node was last had rebooted, as wall time in seconds."""
+        try:
+            return [float(word) for word in decode_pairs(REBOOTS, self._data.read(REBOOTS)).get("at", "").split()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise UnknownFormat(REBOOTS, str(error)) from error
+
+    def put_reboots(self, times: Sequence[float]) -> None:
+        """Record when the node was had rebooted; the last ones are enough."""
+        words = " ".join(f"{at:.0f}" for at in times[-_MOST_REBOOTS:])
+        self._data.replace(REBOOTS, encode_pairs([("at", words)]), durable=True)
 
 
 def retirement(unit: str, record: Mapping[str, str]) -> Entry:

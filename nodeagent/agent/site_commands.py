@@ -28,7 +28,6 @@ _GRACE = 2.0
 """Seconds that the agent's end waits for commands to be gone."""
 _LATE = 5.0
 """Seconds beyond its time-out after which a command that is not over counts as hung: its start hangs, or its end."""
-_LONGEST = 300
 
 
 @dataclass
@@ -137,17 +136,16 @@ class SiteCommands:
 
     def _note(self, errand: _Errand, outcome: Outcome) -> None:
         decision = errand.decision
-        fine = outcome.kind == ENDED and outcome.status == 0
-        word = outcome.kind if outcome.kind != ENDED or fine else "failed"
+        word = "failed" if outcome.kind == ENDED and not outcome.is_fine else outcome.kind
         self.counts[decision.command, word] += 1
-        why = _how(outcome, errand.program.timeout)
+        why = outcome.told(errand.program.timeout)
         about = {"command": decision.command, "gpu_uuid": decision.unit, "check": decision.finding.check, "why": why}
-        if fine:
+        if outcome.is_fine:
             self._log.info("command_ended", **about)
         else:
             self._log.error("command_failed", **about)
         story = f"{decision.command}: {why}; run for {decision.finding.evidence}"
-        self._actions.deed(COMMAND, decision.unit, story, after=DONE if fine else FAILED)
+        self._actions.deed(COMMAND, decision.unit, story, after=DONE if outcome.is_fine else FAILED)
 
 
 def document(decision: RunCommand, node: str, at: float) -> dict[str, Any]:
@@ -163,13 +161,3 @@ def document(decision: RunCommand, node: str, at: float) -> dict[str, Any]:
         "findings": [plain_finding(finding) for finding in decision.findings],
         "bad_gpus": decision.bad_units,
     }
-
-
-def _how(outcome: Outcome, timeout: float) -> str:
-    """Return how a command ended, on one line: what it printed is anybody's."""
-    if outcome.kind == BROKEN:
-        return outcome.why
-    said = " ".join(outcome.output.split())
-    said = "".join(c for c in said if c.isprintable())[:_LONGEST]
-    how = f"did not end within {timeout:g} s and was ended" if outcome.kind == HUNG else f"exit status {outcome.status}"
-    return f"{how}: {said}" if said else how

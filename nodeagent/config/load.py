@@ -163,6 +163,10 @@ def _whole(config: Config) -> Iterator[tuple[Key, str]]:
         key = ("interval",) if age == Config().hooks.verdict_max_age else ("hooks", "verdict_max_age")
         yield key, f"hooks.verdict_max_age ({age:g} s) wants to be twice the interval ({interval:g} s) or more"
     policy = config.policy
+    if policy.reboot == "scheduler" and config.scheduler.kind != "slurm":
+        yield ("policy", "reboot"), f"scheduler: {config.scheduler.kind} reboots no node; wants off or command"
+    if policy.reboot == "command" and policy.reboot_command not in policy.commands:
+        yield ("policy", "reboot"), "command: wants reboot_command to name one of policy.commands"
     for number, words in unresolved(policy.rules, policy.commands, config.checks):
         yield ("policy", "rules", str(number)), words
 

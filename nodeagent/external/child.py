@@ -29,6 +29,7 @@ MARK = "GPU_NODEAGENT_CHECK"
 _NAP = 0.1
 _KILL_WAIT = 1.0
 _MOST_PASSES = 50
+_LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ class Outcome:
     status: int | None = None
     output: str = ""
     why: str = ""
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it ended by itself with exit status 0."""
+        return self.kind == ENDED and self.status == 0
+
+    def told(self, timeout: float) -> str:
+        """Return how it ended, on one line, for a program that was given so many seconds."""
+        if self.kind == BROKEN:
+            return self.why
+        said = "".join(c for c in " ".join(self.output.split()) if c.isprintable())[:_LONGEST]
+        how = f"did not end within {timeout:g} s and was ended" if self.kind == HUNG else f"exit status {self.status}"
+        return f"{how}: {said}" if said else how
 
 
 class Program(Protocol):

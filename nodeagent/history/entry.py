@@ -9,10 +9,11 @@ from typing import Any, Protocol
 VERDICT, REASONS, XID = "verdict", "reasons", "xid"
 RETIRE, RESTORE = "retire", "restore"
 DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN = "drain", "resume", "raise_drain", "forget_drain"
-COMMAND, AGENT, HISTORY = "run_command", "agent", "history"
+COMMAND, RESET, REBOOT = "run_command", "reset", "reboot"
+AGENT, HISTORY = "agent", "history"
 KINDS = (
     *(VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN),
-    *(COMMAND, AGENT, HISTORY),
+    *(COMMAND, RESET, REBOOT, AGENT, HISTORY),
 )
 DONE, REFUSED, DRY_RUN, WAITS, FAILED = "done", "refused", "dry-run", "waits", "failed"
 BY_HAND = "by_hand"

@@ -84,6 +84,11 @@ class SlurmScheduler:
         """See Scheduler."""
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
 
+    def reboot(self, reason: str) -> None:
+        """See Reboots: the controller has slurmd run RebootProgram when no job is left."""
+        words = ("ASAP", "nextstate=resume", f"reason={reason}")
+        self._run(f"{self._bin}/scontrol", "reboot", *words, self._node)
+
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""
         return parse_gres(self._slurmd_says(), self._gres)

@@ -294,6 +294,12 @@ def test_a_mistake_in_a_rule_names_file_line_and_key(tmp_path: Path, text: str, 
         ("commands: {page: {command: [/bin/a], interval: 1s}}", "policy.commands: page: interval: unknown key"),
         ("commands: {page: {command: [/bin/a], timeout: 0}}", "policy.commands: page: timeout: wants a duration above"),
         ("commands: {page me: {command: [/bin/a]}}", "policy.commands: wants a name"),
+        ("reset: maybe", "policy.reset: wants one of off, on"),
+        ("reset_command: nvidia-smi -r", "policy.reset_command: wants a list such as"),
+        ("reset_tries: 0", "policy.reset_tries: wants a whole number, 1 or more"),
+        ("reboot: scheduler", "policy.reboot: scheduler: local reboots no node; wants off or command"),
+        ("reboot: command", "policy.reboot: command: wants reboot_command to name one of policy.commands"),
+        ("{reboot: command, reboot_command: x}", "policy.reboot: command: wants reboot_command to name one of"),
     ],
 )
 def test_a_mistake_around_rules_names_file_line_and_key(tmp_path: Path, text: str, words: str) -> None:
