@@ -83,9 +83,12 @@ class Rebooter:
             self._grant = ""
 
     def _stands(self, record: DrainRecord) -> bool:
-        """Say whether the node is out of service by our drain: somebody else's is no node of ours to reboot."""
+        """Say whether the node is out of service by our drain: somebody else's is no node of ours to reboot.
+
+        Slurm adds to the reason of a node that it reboots.
+        """
         node = self._actions.scheduler.node_state()
-        return node.drained and node.reason in (record.reason, None)
+        return node.drained and (node.reason is None or node.reason.startswith(record.reason))
 
     def _only_say(self, record: DrainRecord) -> None:
         if self._said != record.reason:

@@ -25,7 +25,8 @@ _FINAL = (
 _LASTING = {"4294967291", "4294967292", "batch", "extern"}
 """Steps that begin and end with their job: slurm.h's SLURM_BATCH_SCRIPT and SLURM_EXTERN_CONT."""
 _SOCKETS = ("/usr/bin/find", "-maxdepth", "1", "-type", "s", "-printf", "%f %T@\n")
-_OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
+_OUT = ("drain", "down", "fail", "reboot")  # states in which a node takes no job and a reason stands
+_OURS = ("drain", "reboot")  # states in which our reason may stand: `reboot` while one that we asked for is made
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _SHARED = ("shard", "mps")
 _CAPS = "/nvidia-caps/"
@@ -69,7 +70,8 @@ class SlurmScheduler:
         rows = list(_records(said, 4))
         partitions = {partition for partition, node, _, _ in rows if node == self._node}
         nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
-        ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
+        out = [reason for state, reason in nodes.values() if any(word in state.lower() for word in _OURS)]
+        ours = sum(reason.startswith(REASON_PREFIX) for reason in out)
         return Fleet(len(nodes), ours)
 
     def drain_scope(self) -> str:

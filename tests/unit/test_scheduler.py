@@ -61,6 +61,7 @@ def slurm(**answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
         ("@@drained*|gpu-nodeagent/1: x\n", NodeState(True, "gpu-nodeagent/1: x")),
         ("@@down*|PSU swap on Tuesday\n", NodeState(True, "PSU swap on Tuesday")),
         ("@@failing|disk\n", NodeState(True, "disk")),
+        ("@@reboot^|gpu-nodeagent/1: x : reboot issued\n", NodeState(True, "gpu-nodeagent/1: x : reboot issued")),
     ],
 )
 def test_slurms_word_on_a_node(said: str, state: NodeState) -> None:
@@ -86,9 +87,10 @@ def test_the_fleet_is_the_nodes_of_our_partitions_each_once() -> None:
         "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n"
         "@@other|n4|drained|gpu-nodeagent/1: d\n"
         "@@main|n5|drained|fan\n"
+        "@@main|n6|reboot^|gpu-nodeagent/1: e : reboot issued\n@@main|n7|reboot|new kernel\n"
     )
     scheduler, _ = slurm(sinfo=said)
-    assert scheduler.fleet() == Fleet(4, 2)
+    assert scheduler.fleet() == Fleet(6, 3)
 
 
 def test_draining_names_the_node_and_keeps_the_reason_in_one_word() -> None:
