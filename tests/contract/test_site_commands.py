@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from nodeagent.agent.site_commands import document
+from nodeagent.config.load import load
+from nodeagent.health.finding import Finding, RecoveryAction, Severity
+from nodeagent.health.verdict import UnitVerdict
+from nodeagent.policy.decide import RunCommand
 from nodeagent.state.documents import read_document
 from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import read_verdict
@@ -166,3 +172,28 @@ def test_a_command_that_cannot_be_trusted_or_started_is_told(tmp_path: Path, way
         some_cycles(node)
         [line] = lines(node, "command_failed").values()
     assert "cannot be started" in line and ran(tmp_path) == []
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "policy"
+
+
+def test_the_example_tells_what_a_command_reads(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    tmp_path.chmod(0o755)
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "conf.d" / "50.yaml").write_text((EXAMPLES / "policy.yaml").read_text())
+    policy = load(tmp_path / "config.yaml").config.policy
+    assert [rule.run for rule in policy.rules] == ["", "tell-syslog", "tell-syslog"]
+    logger, program = tmp_path / "logger", tmp_path / "tell-syslog"
+    logger.write_text(f'#!/bin/sh\nfor word; do echo "$word"; done > {tmp_path}/logged\nexit 4\n')
+    program.write_text((EXAMPLES / "tell-syslog").read_text().replace("/usr/bin/logger", str(logger)))
+    for path in (logger, program):
+        path.chmod(0o755)
+    finding = Finding("xid", "GPU-a", Severity.ERROR, "XID 79 on GPU 3", RecoveryAction.INSPECT_HARDWARE)
+    about = UnitVerdict("GPU-a", "FAILED", 0.0, (finding,), 3)
+    for unit, where in ((about, "n1 GPU 3 (GPU-a)"), (None, "n1")):
+        text = json.dumps(document(RunCommand("x", "", finding, unit, (finding,), "drain", 1), "n1", 0.0))
+        argv = [program, policy.commands["tell-syslog"].command[1]]
+        assert subprocess.run(argv, input=text, text=True, check=False, timeout=30).returncode == 4
+        words = f"{where}: XID 79 on GPU 3; needs inspect_hardware, done: drain"
+        assert (tmp_path / "logged").read_text().splitlines() == ["-t", "gpu-policy", "-p", "daemon.err", "--", words]
