@@ -117,7 +117,11 @@ class SiteCommands:
         for errand in self._errands:
             if errand.run is not None:
                 errand.run.stop(max(0.0, deadline - self._clock.monotonic()))
-        self.forget([e.decision.key for e in self._errands if e.run is None or e.run.outcome is None])
+        cut = [errand for errand in self._errands if errand.run is None or errand.run.outcome is None]
+        for errand in self._errands:
+            if errand.run is not None and errand not in cut:
+                self._end(errand, errand.run)
+        self.forget([errand.decision.key for errand in cut])
 
     def _remember(self) -> None:
         """Note what has been begun; where that fails a restart of the agent may run a command once more."""

@@ -299,7 +299,7 @@ def test_the_times_between_two_reboots() -> None:
     assert may_reboot(policy, [1e9 - PAUSE, 1e9 - DAY], 1e9)
 
 
-@pytest.mark.parametrize("why", ["off", "dry run", "hold", "admin", "foreign", "reset", "inspect"])
+@pytest.mark.parametrize("why", ["off", "dry run", "hold", "share", "admin", "foreign", "reset", "inspect"])
 def test_a_node_is_not_rebooted(tmp_path: Path, why: str) -> None:
     words = {"off": {"reboot": "off"}, "dry run": {"dry_run": True}}.get(why, {})
     bench, scheduler = rebooting(tmp_path, **words)
@@ -311,6 +311,8 @@ def test_a_node_is_not_rebooted(tmp_path: Path, why: str) -> None:
         scheduler.state = NodeState(True, reason)
     if why == "hold":
         claim(bench, "hold", bench.uuid(0))
+    if why == "share":
+        claim(bench, "local", f"{bench.uuid(0)}@1")
     if why == "foreign":
         reason = "gpu-nodeagent/1: x; needs reboot_node"
         records.put_drain(DrainRecord(reason, RecoveryAction.REBOOT_NODE, "agent", "node"))
