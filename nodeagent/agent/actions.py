@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from nodeagent.errors import NodeAgentError, NodeTaken, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
+from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
 from nodeagent.policy.limits import full
@@ -22,6 +23,8 @@ PENDING = "pending"
 """The memo of a drain that waits for the scheduler: its reason, since when it waits, and why."""
 RESUMED = "resumed"
 """The memo of the faults in spite of which somebody has resumed the node."""
+REBOOTS = "reboots"
+_MOST_REBOOTS = 100
 
 
 class DrainRefused(NodeAgentError):
@@ -123,6 +126,20 @@ class Records:
         else:
             self._data.remove(name)
 
+    def reboots(self) -> list[float]:
+        """Return when the node was last had rebooted, as wall time in seconds."""
+        try:
+            return [float(word) for word in decode_pairs(REBOOTS, self._data.read(REBOOTS)).get("at", "").split()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise UnknownFormat(REBOOTS, str(error)) from error
+
+    def put_reboots(self, times: Sequence[float]) -> None:
+        """Record when the node was had rebooted; the last ones are enough."""
+        words = " ".join(f"{at:.0f}" for at in times[-_MOST_REBOOTS:])
+        self._data.replace(REBOOTS, encode_pairs([("at", words)]), durable=True)
+
 
 def retirement(unit: str, record: Mapping[str, str]) -> Entry:
     """Return the entry for a retirement, as its record tells it; made twice it is the same."""
@@ -168,6 +185,10 @@ class Actions:
     ) -> None:
         """Tell of something that was done, or of what came of it instead."""
         self.tell(Entry(time.time(), kind, self.boot_id, unit, after=after, action=action, by=by, evidence=why))
+
+    def busy(self) -> bool:
+        """Say whether a job holds a unit of the node, as far as is known."""
+        return any(owner.scheduler not in (HOLD, MAINTENANCE, CLEANING) for owner in self.store.owners().values())
 
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same: what stands in either is retired.

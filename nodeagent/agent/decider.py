@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,8 +17,9 @@ from nodeagent.config.model import Config
 from nodeagent.errors import CommandFailed, NodeAgentError
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.health.verdict import Verdict
-from nodeagent.history.entry import DRY_RUN, REFUSED
+from nodeagent.history.entry import DRY_RUN, REFUSED, WAITS
 from nodeagent.policy.decide import (
+    AwaitIdle,
     Decision,
     Drain,
     DrainRecord,
@@ -27,7 +28,9 @@ from nodeagent.policy.decide import (
     Restore,
     Resume,
     Retire,
+    RunCommand,
     adopted,
+    decide_commands,
     decide_node,
     decide_units,
     is_certain,
@@ -38,6 +41,7 @@ from nodeagent.report import iso
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.scheduler.trouble import diagnose
 from nodeagent.scheduler.turn import NotOurTurn
+from nodeagent.state.verdict_file import UNKNOWN
 
 ASK_AGAIN = 6
 """Cycles between two looks at the scheduler while nothing changes: a thousand nodes may be in this state at once."""
@@ -70,6 +74,9 @@ class Means(Protocol):
     def scheduler(self) -> Scheduler:
         """Who sends jobs here."""
 
+    def busy(self) -> bool:
+        """Say whether a job holds a unit of the node; of a lock that cannot be read it does."""
+
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same."""
 
@@ -98,6 +105,20 @@ class Means(Protocol):
         """Tell of what came of a decision that was not carried out."""
 
 
+class Commands(Protocol):
+    """The site's commands (agent/site_commands.py on a node): which have been begun, by RunCommand's keys."""
+
+    @property
+    def begun(self) -> Collection[tuple[str, str]]:
+        """Those that are not to be begun again."""
+
+    def begin(self, decision: RunCommand) -> None:
+        """Have one run, and wait for nothing."""
+
+    def forget(self, keys: Collection[tuple[str, str]]) -> None:
+        """Begin these anew when they are wanted again."""
+
+
 class Decider:
     """Acts on verdicts. Remembers what it has asked and said, and how long it has been looking.
 
@@ -109,6 +130,7 @@ class Decider:
         self,
         config: Config,
         actions: Means,
+        commands: Commands,
         clock: Clock,
         log: Log,
         node: str = "",
@@ -116,6 +138,7 @@ class Decider:
     ) -> None:
         self.config = config
         self.actions = actions
+        self.commands = commands
         self.waiting = Waiting(actions, clock, log)
         self._node = node
         self._errands = errands or AtOnce()
@@ -134,9 +157,9 @@ class Decider:
         self._of_node: list[Decision] = []
         self._wanted: Drain | None = None
 
-    def successor(self, config: Config, actions: Means) -> Decider:
+    def successor(self, config: Config, actions: Means, commands: Commands) -> Decider:
         """Return the one that goes on with another configuration."""
-        new = Decider(config, actions, self._clock, self._log, self._node, self._errands)
+        new = Decider(config, actions, commands, self._clock, self._log, self._node, self._errands)
         new.waiting = self.waiting.successor(actions)
         new.counts, new.unexplained = self.counts, self.unexplained
         new._cycles, new._adopted = self._cycles, self._adopted
@@ -158,6 +181,7 @@ class Decider:
             ):
                 due.add(decision)
                 self._do(decision, self._said)
+        due.update(self._act_on_commands(verdict))
         self._said &= due
         self._act_on_node(verdict)
 
@@ -192,14 +216,15 @@ class Decider:
                 return
         if self._errands.busy:
             return
+        busy = wanted is not None and wanted.when_idle and self._busy()
         states = (verdict.node_state, settled, *(unit.state for unit in verdict.units))
-        question = (wanted.action if wanted is not None else None, record, states)
+        question = (wanted and (wanted.action, wanted.when_idle, busy), record, states)
         if not self.pace.allows(question):
             return  # still due, for all that is known
-        self._errands.run(lambda: self._settle(wanted, verdict, settled))
+        self._errands.run(lambda: self._settle(wanted, verdict, settled, busy))
 
-    def _settle(self, wanted: Drain | None, verdict: Verdict, settled: bool) -> None:
-        """Ask the scheduler how it has the node and do what that asks for."""
+    def _settle(self, wanted: Drain | None, verdict: Verdict, settled: bool, busy: bool) -> None:
+        """Ask the scheduler how it has the node and do what that asks for; `busy` while a job holds a unit."""
         if wanted is not None:
             seen = self._clock.wall() - (self._clock.monotonic() - wanted.since)
             wanted = signed(wanted, self._node, iso(seen))
@@ -219,7 +244,7 @@ class Decider:
         elif record is not None and not record.stands and node.drained and not node.foreign:
             record = self._put(replace(record, stands=True))
         self._adopted = True
-        steps = list(decide_node(wanted, record, node, verdict))
+        steps = list(decide_node(wanted, record, node, verdict, busy))
         if not any(isinstance(step, Drain) for step in steps):
             self._nothing_waits()
         self._of_node = [step for step in steps if settled or not isinstance(step, Resume)]
@@ -244,20 +269,40 @@ class Decider:
             self._attempt("record", lambda: self.actions.records.put_drain(record))
         return record
 
+    def _busy(self) -> bool:
+        try:
+            return self.actions.busy()
+        except (NodeAgentError, OSError):  # the cleaner, which reads the same locks, says it in the log
+            return True
+
+    def _act_on_commands(self, verdict: Verdict) -> Iterator[Decision]:
+        """Begin the site's commands that are wanted for the first time since the fault was seen.
+
+        While nothing is known of a unit its fault is not over.
+        """
+        due = {decision.key: decision for decision in decide_commands(verdict, self.config.policy)}
+        unknown = {unit.uuid for unit in verdict.units if unit.state == UNKNOWN}
+        unknown |= {""} if verdict.node_state == UNKNOWN else set()
+        over = {key for key in self.commands.begun if key not in due and key[1] not in unknown}
+        self.commands.forget(over)
+        for key, decision in due.items():
+            yield decision
+            if key not in self.commands.begun:
+                self._do(decision, self._said)
+
     def _adopt(self, reason: str) -> DrainRecord | None:
         """Take up a drain of ours that stands without a record, as on a node that keeps nothing over a reboot."""
         record = adopted(reason)
         return self._put(record) if record is not None else None
 
     def _do(self, decision: Decision, said: set[Decision]) -> Exception | None:
-        """Carry a decision out; return what failed. `said` are those that a dry run has told of."""
+        """Carry a decision out; return what failed. `said` are those that it has told of and not carried out."""
         word, fields = _words(decision)
         if self.config.policy.dry_run:
-            if decision not in said:
-                said.add(decision)
-                self.counts[word, "dry-run"] += 1
-                self._log.warning(word, dry_run=True, **fields)
-                self._tell(word, fields, DRY_RUN)
+            self._only_say(decision, said, word, DRY_RUN, {**fields, "dry_run": True})
+            return None
+        if isinstance(decision, AwaitIdle):
+            self._only_say(decision, said, "drain_waits", WAITS, fields)
             return None
         try:
             self._carry_out(decision)
@@ -285,6 +330,17 @@ class Decider:
         else:
             self._done(word, fields)
         return None
+
+    def _only_say(
+        self, decision: Decision, said: set[Decision], event: str, result: str, fields: Mapping[str, object]
+    ) -> None:
+        """Say once of a decision that it is not carried out, as long as it stands."""
+        if decision not in said:
+            said.add(decision)
+            word, about = _words(decision)
+            self.counts[word, result] += 1
+            self._log.warning(event, **fields)
+            self._tell(word, about, result)
 
     def _done(self, word: str, fields: Mapping[str, str]) -> None:
         if word == "drain":
@@ -324,6 +380,8 @@ class Decider:
             actions.raise_drain(decision.action)
         elif isinstance(decision, ForgetDrain):
             actions.forget_drain(decision.faults)
+        elif isinstance(decision, RunCommand):
+            self.commands.begin(decision)
 
 
 def _words(decision: Decision) -> tuple[str, dict[str, str]]:
@@ -332,8 +390,14 @@ def _words(decision: Decision) -> tuple[str, dict[str, str]]:
         return "retire", {"gpu_uuid": decision.unit, "check": decision.check, "why": decision.reason}
     if isinstance(decision, Restore):
         return "restore", {"gpu_uuid": decision.unit}
-    if isinstance(decision, Drain):
+    if isinstance(decision, (Drain, AwaitIdle)):
         return "drain", {"why": decision.reason}
+    if isinstance(decision, RunCommand):
+        found = decision.finding
+        return "run_command", {
+            **{"gpu_uuid": decision.unit, "command": decision.command, "check": found.check},
+            "why": f"{decision.command} for {found.evidence}",
+        }
     if isinstance(decision, Raise):
         return "raise_drain", {"why": f"needs {decision.action.word}"}
     if isinstance(decision, ForgetDrain) and decision.faults:

@@ -119,6 +119,9 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("kernel_log_overruns", text, (), [((), count.kernel_log_overruns)])
     site = sorted(count.site_checks.items())
     yield _counter("site_check_runs", "Runs of the site's own checks and how they ended.", ("check", "result"), site)
+    commands = sorted(count.site_commands.items())
+    text = "Runs of the commands that the policy has, and how they ended."
+    yield _counter("site_command_runs", text, ("command", "result"), commands)
     kept = snapshot.history
     yield _gauge("history_up", "1 while what happens can be written to history.db.", int(not kept.problem))
     yield _counter("history_dropped", "Entries for history that were lost.", (), [((), kept.dropped)])

@@ -16,6 +16,7 @@ from nodeagent.policy.decide import (
     Restore,
     Resume,
     Retire,
+    RunCommand,
 )
 from nodeagent.scheduler.local import LocalScheduler
 
@@ -44,6 +45,23 @@ class RememberedDrain:
         self._memos[name] = fields
 
 
+class RememberedCommands:
+    """The site's commands as values (see agent/decider.py: Commands): none is run; `done` is what would have been."""
+
+    def __init__(self, done: list[Decision]) -> None:
+        self.begun: set[tuple[str, str]] = set()
+        self._done = done
+
+    def begin(self, decision: RunCommand) -> None:
+        """See Commands."""
+        self.begun.add(decision.key)
+        self._done.append(decision)
+
+    def forget(self, keys: Collection[tuple[str, str]]) -> None:
+        """See Commands."""
+        self.begun.difference_update(keys)
+
+
 class RememberedNode:
     """Carries decisions out on values (see agent/decider.py: Means); no limit is in their way.
 
@@ -56,7 +74,12 @@ class RememberedNode:
         self.scheduler = LocalScheduler()
         self.scheduler.spares_units = spares_units
         self.records = RememberedDrain()
+        self.commands = RememberedCommands(self.done)
         self._retired: dict[str, dict[str, str]] = {}
+
+    def busy(self) -> bool:
+        """See Means: a recording has no locks, so nothing waits for jobs to end."""
+        return False
 
     def publish_retired(self) -> None:
         """See Means: there is one truth only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.reason import is_ours
@@ -92,3 +92,11 @@ class Scheduler(Protocol):
 
     def gres(self) -> dict[int, Gres]:
         """Return what Slurm's GRES indices mean on this node; empty for others."""
+
+
+@runtime_checkable
+class Reboots(Protocol):
+    """A scheduler that can have a node rebooted. May raise CommandFailed."""
+
+    def reboot(self, reason: str) -> None:
+        """Have this node rebooted when its jobs are over, and take jobs again after that."""

@@ -29,6 +29,7 @@ _FINAL = (
 _LASTING = {"4294967291", "4294967292", "batch", "extern"}
 """Steps that begin and end with their job: slurm.h's SLURM_BATCH_SCRIPT and SLURM_EXTERN_CONT."""
 _SOCKETS = ("/usr/bin/find", "-maxdepth", "1", "-type", "s", "-printf", "%f %T@\n")
+_OURS = ("drain", "reboot")  # states in which our reason may stand: `reboot` while one that we asked for is made
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _SHARED = ("shard", "mps")
 _CAPS = "/nvidia-caps/"
@@ -78,7 +79,7 @@ class SlurmScheduler:
         for partition, node, state, reason in _records(said, 4):
             name = f"partition {partition}" if self._limits.per == "partition" else Fleet.name
             fleets.setdefault(name, set()).add(node)
-            if "drain" in state.lower() and is_ours(reason):
+            if any(word in state.lower() for word in _OURS) and is_ours(reason):
                 out.add(node)
         out.discard(self._node)
         return tuple(Fleet(len(nodes), len(nodes & out), name) for name, nodes in fleets.items() if self._node in nodes)
@@ -106,6 +107,11 @@ class SlurmScheduler:
     def _talk(self) -> Conversation:
         environment = {**self._environment, **slurm_drain.WIDE}
         return Conversation((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
+
+    def reboot(self, reason: str) -> None:
+        """See Reboots: the controller has slurmd run RebootProgram when no job is left."""
+        words = ("ASAP", "nextstate=resume", f"reason={reason}")
+        self._run(f"{self._bin}/scontrol", "reboot", *words, self._node)
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""

@@ -18,7 +18,7 @@ from nodeagent.scheduler.port import NodeState
 PROMPT = "scontrol: "
 WIDE = {"COLUMNS": "4096"}
 """So that scontrol's line editor echoes a line as it was given."""
-OUT = ("drain", "down", "fail")
+OUT = ("drain", "down", "fail", "reboot")
 """Words of states in which a node takes no job and a reason stands."""
 
 _STATE = re.compile(r"^   State=(\S+)", re.MULTILINE)

@@ -129,9 +129,9 @@ class SlurmCluster(Cluster):
         """The node's daemon."""
         return self._slurmd[node]
 
-    def start_slurmd(self, node: str, timeout: float = 15) -> None:
-        """Start a node's daemon; returns when it has registered."""
-        self._launch_slurmd(node, timeout)
+    def start_slurmd(self, node: str, timeout: float = 15, *, rebooted: bool = False) -> None:
+        """Start a node's daemon, with `rebooted` as after a boot; returns when it has registered."""
+        self._launch_slurmd(node, timeout, *(["-b"] if rebooted else []))
         self.wait_node(node, lambda seen: not seen.state.startswith(("down", "unk")) and seen.state[-1] != "*", timeout)
 
     def kill_slurmd(self, node: str, sig: int = signal.SIGKILL) -> None:
@@ -289,9 +289,9 @@ class SlurmCluster(Cluster):
         question = ("munge", "--no-input", "--socket", str(home / "socket"), "--output", "/dev/null")
         wait_for(lambda: self._answers(munged, *question), 5, "munged", self.log_tails)
 
-    def _launch_slurmd(self, node: str, timeout: float) -> None:
+    def _launch_slurmd(self, node: str, timeout: float, *words: str) -> None:
         before = self._log_of(node).count("slurmd started on")
-        argv = [process.program("slurmd"), "-D", "-N", node, "-f", str(self.conf)]
+        argv = [process.program("slurmd"), "-D", *words, "-N", node, "-f", str(self.conf)]
         daemon = self._slurmd[node] = self._nursery.start(f"slurmd-{node}", argv, self._daemon_environment())
 
         def started() -> bool:

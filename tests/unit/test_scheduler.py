@@ -62,6 +62,7 @@ def slurm(limits: Limits = DEFAULT_LIMITS, **answers: "str | CommandFailed") -> 
         ("@@drained*|gpu-nodeagent/1: x\n", NodeState(True, "gpu-nodeagent/1: x")),
         ("@@down*|PSU swap on Tuesday\n", NodeState(True, "PSU swap on Tuesday")),
         ("@@failing|disk\n", NodeState(True, "disk")),
+        ("@@reboot^|gpu-nodeagent/1: x : reboot issued\n", NodeState(True, "gpu-nodeagent/1: x : reboot issued")),
     ],
 )
 def test_slurms_word_on_a_node(said: str, state: NodeState) -> None:
@@ -86,16 +87,17 @@ SINFO = (
     "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n"
     "@@other|n4|drained|gpu-nodeagent/1: d\n"
     "@@main|n5|drained|fan\n@@main|n6|down|gpu-nodeagent/1: resumed while it was down\n"
+    "@@main|n7|reboot^|gpu-nodeagent/1: e : reboot issued\n@@main|n8|reboot|new kernel\n"
 )
 
 
 def test_each_of_the_nodes_partitions_is_counted_for_itself() -> None:
-    assert slurm(sinfo=SINFO)[0].fleets() == (Fleet(4, 1, "partition main"), Fleet(3, 2, "partition debug"))
+    assert slurm(sinfo=SINFO)[0].fleets() == (Fleet(6, 2, "partition main"), Fleet(3, 2, "partition debug"))
 
 
 def test_the_cluster_is_every_node_once() -> None:
     for per in ("cluster", "hostgroup"):
-        assert slurm(Limits(per=per), sinfo=SINFO)[0].fleets() == (Fleet(6, 3, "the cluster"),)
+        assert slurm(Limits(per=per), sinfo=SINFO)[0].fleets() == (Fleet(8, 4, "the cluster"),)
 
 
 def test_a_node_of_no_partition_shares_no_limit() -> None:
@@ -112,7 +114,7 @@ RESERVATIONS = (
 
 def test_within_the_window_a_node_counts_although_it_was_resumed() -> None:
     scheduler, runner = slurm(Limits(window=3600), sinfo=SINFO, scontrol=RESERVATIONS)
-    assert scheduler.fleets()[0] == Fleet(4, 2, "partition main"), "n2 and n5, and not the node that asks"
+    assert scheduler.fleets()[0] == Fleet(6, 3, "partition main"), "n2, n7 and n5, and not the node that asks"
     assert runner.asked[1] == ("/usr/bin/scontrol", "-o", "show", "reservation")
 
 
