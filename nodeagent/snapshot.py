@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.verdict import Verdict
 from nodeagent.history.entry import Keeping
+from nodeagent.state.maintenance import Maintenance
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Counters:
     """event kind -> how often hooks reported it."""
     hook_events_dropped: int = 0
     decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """(retire|restore|drain|resume, done|refused|failed|dry-run) -> how often."""
+    """(retire|restore|drain|resume, done|refused|failed|dry-run|waits) -> how often."""
     probe_timeouts: int = 0
     probe_crashes: int = 0
     probes_abandoned: int = 0
@@ -64,5 +65,6 @@ class Snapshot:
     counters: Counters = field(default_factory=Counters)
     history: Keeping = field(default_factory=Keeping)
     released: Released | None = None
+    maintenance: Maintenance | None = None
     cycle_seconds: float = 0.0
     version: str = ""

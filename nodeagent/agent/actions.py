@@ -8,12 +8,25 @@ from collections.abc import Callable, Mapping
 
 from nodeagent.errors import NodeAgentError, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
-from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
+from nodeagent.history.entry import (
+    DONE,
+    DRAIN,
+    FORGET_DRAIN,
+    MAINTENANCE,
+    OFF,
+    ON,
+    RAISE_DRAIN,
+    RESTORE,
+    RESUME,
+    RETIRE,
+    Entry,
+)
 from nodeagent.lock.store import RETIRED, Store, read_retired
-from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
+from nodeagent.policy.decide import BY_ADMIN, BY_AGENT, DrainRecord, adopted
 from nodeagent.policy.limits import may_drain
 from nodeagent.scheduler.port import NodeState, Scheduler
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
+from nodeagent.state.maintenance import Maintenance, drop_maintenance, read_maintenance, write_maintenance
 
 DRAINED = "drained"
 
@@ -92,6 +105,18 @@ class Records:
         """Forget our drain."""
         self._data.remove(DRAINED)
 
+    def maintenance(self) -> Maintenance | None:
+        """Return the maintenance that is recorded, be its time over or not."""
+        return read_maintenance(self._data)
+
+    def put_maintenance(self, maintenance: Maintenance) -> None:
+        """Record it."""
+        write_maintenance(self._data, maintenance)
+
+    def drop_maintenance(self) -> None:
+        """Forget it."""
+        drop_maintenance(self._data)
+
 
 def retirement(unit: str, record: Mapping[str, str]) -> Entry:
     """Return the entry for a retirement, as its record tells it; made twice it is the same."""
@@ -104,7 +129,7 @@ def retirement(unit: str, record: Mapping[str, str]) -> Entry:
         after=DONE,
         check=record.get("check", ""),
         action=record.get("action", ""),
-        by=record.get("by", ""),
+        by=f"{record.get('by', '')} {record.get('who', '')}".strip(),
         evidence=record.get("reason", ""),
         again=True,
     )
@@ -113,7 +138,7 @@ def retirement(unit: str, record: Mapping[str, str]) -> Entry:
 class Actions:
     """Carries decisions out. Each method raises what kept it from doing so; doing one twice is harmless.
 
-    `tell` is given an entry for history about each thing that was done.
+    `tell` is given an entry for history about each thing that was done. `who` is the person at a command.
     """
 
     def __init__(
@@ -124,6 +149,7 @@ class Actions:
         max_drained: str,
         boot_id: str = "",
         tell: Callable[[Entry], None] = lambda _: None,
+        who: str = "",
     ) -> None:
         self.store = store
         self.records = records
@@ -131,6 +157,7 @@ class Actions:
         self.max_drained = max_drained
         self.boot_id = boot_id
         self.tell = tell
+        self.who = who
 
     def deed(
         self, kind: str, unit: str = "", why: str = "", action: str = "", by: str = BY_AGENT, after: str = DONE
@@ -189,6 +216,7 @@ class Actions:
             "by": by,
             "since": str(int(time.time())),
             "boot_id": self.boot_id,
+            **({"who": self.who} if self.who else {}),
             **({"processes": processes} if processes else {}),
         }
         failure: Exception | None = None
@@ -274,3 +302,18 @@ class Actions:
             self.scheduler.resume(record.scope)
             self.deed(RESUME, why=record.reason, by=by)
         self.records.drop_drain()
+
+    def maintenance(self) -> Maintenance | None:
+        """Return the maintenance that stands at this moment: while it does the agent only looks and tells."""
+        one = self.records.maintenance()
+        return None if one is None or one.is_over(time.time()) else one
+
+    def begin_maintenance(self, maintenance: Maintenance) -> None:
+        """Have the agent take nothing out and bring nothing back, from its next decision on and after a reboot."""
+        self.records.put_maintenance(maintenance)
+        self.deed(MAINTENANCE, why=maintenance.why, by=BY_ADMIN, after=ON)
+
+    def end_maintenance(self, why: str = "its time is over", by: str = BY_AGENT) -> None:
+        """Let the agent act again: what became due meanwhile it does in its next cycle."""
+        self.records.drop_maintenance()
+        self.deed(MAINTENANCE, why=why, by=by, after=OFF)

@@ -13,7 +13,7 @@ from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.health.verdict import Verdict
-from nodeagent.history.entry import DRY_RUN, REFUSED
+from nodeagent.history.entry import DRY_RUN, REFUSED, WAITS
 from nodeagent.policy.decide import (
     Decision,
     Drain,
@@ -54,6 +54,9 @@ class Means(Protocol):
     @property
     def scheduler(self) -> Scheduler:
         """Who sends jobs here."""
+
+    def maintenance(self) -> object | None:
+        """Return the maintenance that stands: then nothing is carried out."""
 
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same."""
@@ -98,6 +101,7 @@ class Decider:
         self._asked: tuple[object, float] = (None, float("-inf"))
         self._adopted = False
         self._refusal = ""
+        self._resting = False
         self._said: set[Decision] = set()
         self._of_node: list[Decision] = []
 
@@ -115,6 +119,9 @@ class Decider:
         that GPUs were asked in this cycle.
         """
         self._cycles += looked
+        resting, self._resting = self._resting, self.actions.maintenance() is not None
+        if resting and not self._resting:
+            self._asked = (None, float("-inf"))  # what became due meanwhile is done now
         self._attempt("publish_retired", self.actions.publish_retired)
         retired = self.actions.retired()
         due: set[Decision] = set()
@@ -175,12 +182,13 @@ class Decider:
 
     def _do(self, decision: Decision) -> None:
         word, fields = _words(decision)
-        if self.config.policy.dry_run:
+        if self.config.policy.dry_run or self.actions.maintenance() is not None:
+            result = DRY_RUN if self.config.policy.dry_run else WAITS
             if decision not in self._said:
                 self._said.add(decision)
-                self.counts[word, "dry-run"] += 1
-                self._log.warning(word, dry_run=True, **fields)
-                self._tell(word, fields, DRY_RUN)
+                self.counts[word, result] += 1
+                self._log.warning(word, **{result.replace("-", "_"): True}, **fields)
+                self._tell(word, fields, result)
             return
         try:
             self._carry_out(decision)

@@ -9,9 +9,14 @@ from typing import Any, Protocol
 VERDICT, REASONS, XID = "verdict", "reasons", "xid"
 RETIRE, RESTORE = "retire", "restore"
 DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN = "drain", "resume", "raise_drain", "forget_drain"
+MAINTENANCE = "maintenance"
 AGENT, HISTORY = "agent", "history"
-KINDS = (VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN, AGENT, HISTORY)
-DONE, REFUSED, DRY_RUN = "done", "refused", "dry-run"
+KINDS = (
+    *(VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN, MAINTENANCE),
+    *(AGENT, HISTORY),
+)
+DONE, REFUSED, DRY_RUN, WAITS = "done", "refused", "dry-run", "waits"
+ON, OFF = "on", "off"
 BY_HAND = "by_hand"
 """The event by which a command tells what an administrator did: only the agent writes history."""
 
@@ -22,7 +27,7 @@ class Entry:
 
     `at` is wall time in seconds. `unit` is a GPU or a part of one, empty for the node; `index`, `bus_id` and `serial`
     are those of its GPU, where they are known. `before` and `after` are verdicts; of a deed `after` is what came of it
-    (done, refused, dry-run). `check`, `severity` and `action` are those of the gravest finding. `by` is who did it:
+    (done, refused, dry-run, waits: for the end of maintenance), of maintenance on or off. `check`, `severity` and `action` are those of the gravest finding. `by` is who did it:
     agent, epilog, or admin with a name. `count` is how often an XID came in one cycle. `findings` and `facts` (of that
     GPU, as they were read) are plain JSON values.
 
@@ -89,13 +94,13 @@ class NoHistory:
 def as_event(entry: Entry, user: str) -> dict[str, str]:
     """Return the fields of the BY_HAND event for something that an administrator did."""
     named = {"action": entry.kind, "units": entry.unit, "why": entry.evidence, "check": entry.check}
-    return {**named, "needs": entry.action, "since": f"{entry.at:.3f}", "user": user}
+    return {**named, "after": entry.after, "needs": entry.action, "since": f"{entry.at:.3f}", "user": user}
 
 
 def from_event(fields: Mapping[str, str], at: float, boot_id: str) -> Entry | None:
     """Return what an administrator did, as `as_event` wrote it at that time; None if it cannot be read."""
     kind = fields.get("action", "")
-    if kind not in (RETIRE, RESTORE, DRAIN, RESUME):
+    if kind not in (RETIRE, RESTORE, DRAIN, RESUME, MAINTENANCE):
         return None
     try:
         at = float(fields.get("since", at))
@@ -106,7 +111,7 @@ def from_event(fields: Mapping[str, str], at: float, boot_id: str) -> Entry | No
         kind,
         boot_id,
         unit=fields.get("units", ""),
-        after=DONE,
+        after=fields.get("after", DONE),
         check=fields.get("check", ""),
         action=fields.get("needs", ""),
         by=f"admin {fields.get('user', '')}".strip(),

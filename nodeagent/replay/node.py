@@ -48,6 +48,9 @@ class RememberedNode:
         self.records = RememberedDrain()
         self._retired: dict[str, dict[str, str]] = {}
 
+    def maintenance(self) -> None:
+        """See Means: a replay is of what would be done."""
+
     def publish_retired(self) -> None:
         """See Means: there is one truth only."""
 
