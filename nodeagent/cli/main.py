@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "release-driver": "let NVML go for a while, so that a GPU can be reset or its MIG mode changed",
     "drain": "take this node out of the scheduler",
     "resume": "give this node back to the scheduler",
+    "maintenance": "on or off: for a while the agent takes nothing out and brings nothing back",
     "sge-sensor": "Grid Engine's load sensor",
     "discover": "what to tell the scheduler, ready to paste",
     "doctor": "what of this node's set-up is not as it should be, and what to type",

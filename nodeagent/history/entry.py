@@ -27,9 +27,9 @@ class Entry:
 
     `at` is wall time in seconds. `unit` is a GPU or a part of one, empty for the node; `index`, `bus_id` and `serial`
     are those of its GPU, where they are known. `before` and `after` are verdicts; of a deed `after` is what came of it
-    (done, refused, dry-run, waits: for the end of maintenance), of maintenance on or off. `check`, `severity` and `action` are those of the gravest finding. `by` is who did it:
-    agent, epilog, or admin with a name. `count` is how often an XID came in one cycle. `findings` and `facts` (of that
-    GPU, as they were read) are plain JSON values.
+    (done, refused, dry-run; waits: for the end of maintenance), of maintenance on or off. `check`, `severity` and
+    `action` are those of the gravest finding. `by` is who did it: agent, epilog, or admin with a name. `count` is how
+    often an XID came in one cycle. `findings` and `facts` (of that GPU, as they were read) are plain JSON values.
 
     `again`: it may be in history already. A verdict is then written only if the unit's last one is another, or is not
     OK and of another boot; anything else only if there is none of that kind, unit and time.

@@ -1,4 +1,4 @@
-"""Maintenance: an administrator's word, kept in `data_dir`, that the agent takes nothing out and brings nothing back."""
+"""Maintenance: an administrator's word, kept in `data_dir`: the agent takes nothing out and brings nothing back."""
 
 from __future__ import annotations
 
