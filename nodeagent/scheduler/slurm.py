@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
-from nodeagent.config.model import Config
+from nodeagent.config.model import Config, Slurm
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
@@ -33,6 +33,11 @@ _TYPE = re.compile(r"Gres Name=(\S+) Type=(\S+)")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
 
+def slurm_environment(slurm: Slurm) -> dict[str, str]:
+    """Return what Slurm's commands need to find their cluster; nothing of the caller's environment."""
+    return {"SLURM_CONF": slurm.conf} if slurm.conf else {}
+
+
 class SlurmScheduler:
     """One node of a Slurm cluster. A single GPU cannot be spared without draining the node (see docs/decisions)."""
 
@@ -42,7 +47,7 @@ class SlurmScheduler:
     def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
         self._bin = config.scheduler.slurm.bin_dir
         self._sbin = config.scheduler.slurm.sbin_dir
-        self._conf = config.scheduler.slurm.conf
+        self._environment = slurm_environment(config.scheduler.slurm)
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
         self._node = node
@@ -52,8 +57,7 @@ class SlurmScheduler:
         self._lasting: set[str] = set()
 
     def _run(self, *argv: str, complaints: bool = False) -> str:
-        environment = {"SLURM_CONF": self._conf} if self._conf else {}
-        return self._runner(argv, environment, self._timeout, complaints)
+        return self._runner(argv, self._environment, self._timeout, complaints)
 
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""

@@ -209,17 +209,14 @@ def test_without_the_agent_it_is_recorded_and_the_next_one_obeys(lab: Lab) -> No
     assert node.retired() == []
 
 
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        (["maintenance"], 64),
-        (["maintenance", "off", "--for", "2h"], 64),
-        (["maintenance", "on", "--for", "soon"], 64),
-        (["drain"], 64),
-        (["drain", "a reason", "--reason", "another"], 64),
-        (["retire", "9", "--dry-run"], 64),
-        (["restore", "1", "--dry-run"], 1),
-    ],
-)
-def test_what_makes_no_sense_is_refused(lab: Lab, words: list[str], status: int) -> None:
-    assert lab.nodes["n1"].call(*words).returncode == status
+def test_what_makes_no_sense_is_refused(lab: Lab) -> None:
+    for words, status in (
+        ("maintenance", 64),
+        ("maintenance off --for 2h", 64),
+        ("maintenance on --for soon", 64),
+        ("drain", 64),
+        ("drain words --reason others", 64),
+        ("retire 9 --dry-run", 64),
+        ("restore 1 --dry-run", 1),
+    ):
+        assert lab.nodes["n1"].call(*words.split()).returncode == status, words
