@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.history.entry import DONE, WAITS
+from nodeagent.health.finding import RecoveryAction
+from nodeagent.history.entry import DONE, WAITS, Entry, as_event, from_event
 from nodeagent.policy.decide import BY_ADMIN
 from nodeagent.report import maintenance_line, plain_maintenance
 from nodeagent.state.files import Directory
 from nodeagent.state.maintenance import Maintenance, drop_maintenance, read_maintenance, write_maintenance
 from nodeagent.state.verdict_file import read_verdict
+from tests.unit.fake_gpu import GIB
+from tests.unit.test_cleaner import Room
 from tests.unit.test_cycle import Bench
 
 
@@ -132,3 +135,34 @@ def test_it_outlives_the_agent_and_ends_by_itself_also_when_none_ran(bench: Benc
     assert told == [("on", "admin"), ("off", "agent")]
     assert bench.cycle.ports.actions.records.maintenance() is None
     assert ("maintenance", {"after": "off", "why": "its time is over"}) in bench.log.lines
+
+
+def test_what_a_job_left_on_its_gpu_waits_in_cleaning_and_is_retired_when_it_ends(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    room = Room(tmp_path)
+    begin(room)
+    room.source.set(1, memory_used=3 * GIB)
+    room.hand_over(room.uuid(0), room.uuid(1))
+    room.clean()
+    room.clean(after=11)
+    room.clean(after=11)
+    assert room.held() == {room.uuid(1)} and room.retired() == {}, "given to nobody, and not retired"
+    waiting = [fields for kind, fields in room.log.lines if kind == "retire"]
+    assert [(fields["gpu_uuid"], fields["waits"]) for fields in waiting] == [(room.uuid(1), True)], "said once"
+    room.cycle.ports.actions.end_maintenance("done", BY_ADMIN)
+    room.clean()
+    assert room.held() == set() and room.retired() == {room.uuid(1): "leftover-memory"}
+
+
+def test_who_began_it_and_who_retired_a_gpu_is_in_history_also_from_the_record(bench: Bench) -> None:
+    actions = bench.cycle.ports.actions
+    actions.who = "alice"
+    actions.retire(bench.uuid(0), "a fan", "administrator", RecoveryAction.NONE, BY_ADMIN)
+    assert bench.store.retired()[bench.uuid(0)]["who"] == "alice"
+    assert bench.history.of("retire")[-1].by == "admin alice"
+    begun = Entry(1.0, "maintenance", after="on", by=BY_ADMIN, evidence="new fans")
+    told = from_event(as_event(begun, "alice"), 2.0, "boot")
+    assert told is not None
+    assert (told.kind, told.after, told.by, told.at) == ("maintenance", "on", "admin alice", 1.0)
+    older = {key: value for key, value in as_event(begun, "bob").items() if key != "after"}
+    assert from_event({**older, "action": "drain"}, 2.0, "boot") is not None
