@@ -108,7 +108,7 @@ def test_a_drain_that_became_due_is_made_in_the_next_cycle_not_when_the_schedule
 ) -> None:
     tmp_path.chmod(0o755)
     bench = Bench(tmp_path, spares_units=False)
-    bench.run()
+    bench.run(4)
     actions = bench.cycle.ports.actions
     begin(bench)
     actions.store.retire(bench.uuid(1), [("reason", "by hand"), ("by", BY_ADMIN)])
