@@ -33,15 +33,16 @@ class Maintenance:
 def read_maintenance(data: Directory) -> Maintenance | None:
     """Return what is recorded, None for nothing.
 
-    A record that cannot be read counts: somebody has asked for hands off, and may have the GPUs' covers open.
+    A record that makes no sense counts: somebody has asked for hands off, and may have the GPUs' covers open. A disk
+    that does not answer is none: it must not keep a dying GPU in service.
     """
     try:
         pairs = decode_pairs(_FILE, data.read(_FILE))
         times = {name: float(pairs[name]) for name in ("since", "until")}
         return Maintenance(pairs["who"], pairs["why"], drained=pairs["drained"], **times)
-    except FileNotFoundError:
+    except OSError:
         return None
-    except (UnknownFormat, UntrustedFile, KeyError, ValueError, OSError) as error:
+    except (UnknownFormat, UntrustedFile, KeyError, ValueError) as error:
         return Maintenance(why=f"unreadable record: {error}")
 
 

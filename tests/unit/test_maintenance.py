@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_a_record_that_cannot_be_read_keeps_hands_off_and_says_so(data: Director
     data.replace("maintenance", text)
     one = read_maintenance(data)
     assert one is not None and "unreadable record" in one.why and not one.is_over(1e12)
+
+
+def test_a_disk_that_does_not_answer_is_no_maintenance(data: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_maintenance(data, Maintenance("alice"))
+
+    def dying(self: Directory, name: str) -> str:
+        raise OSError(errno.EIO, name)
+
+    monkeypatch.setattr(Directory, "read", dying)
+    assert read_maintenance(data) is None
 
 
 def test_it_is_over_at_its_time_and_never_without_one() -> None:
