@@ -29,7 +29,7 @@ from nodeagent.health.overheard import overheard
 from nodeagent.health.scene import is_grave
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
-from nodeagent.history.entry import BY_HAND
+from nodeagent.history.entry import BY_HAND, OFF
 from nodeagent.report import published
 from nodeagent.snapshot import Snapshot
 from nodeagent.state import events, reruns
@@ -174,6 +174,7 @@ class Cycle:
         self._decider.pace.wake = inf
         self._attempt("take_events", self._take_events)
         self._lending = Lending()
+        self._attempt("maintenance", self._end_maintenance)
         swept = None if self._lender.is_away() else self.ports.source.sample()
         facts = self._facts(swept)
         before = self.memory
@@ -208,6 +209,7 @@ class Cycle:
         states = Counter(unit.state for unit in self.snapshot.verdict.units)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no GPUs"
         parts += f"; drained: {self.snapshot.drain_reason}" if self.snapshot.drain_reason else ""
+        parts += "; maintenance" if self.snapshot.maintenance is not None else ""
         return parts + ("; the driver is released, no GPU is looked at" if self.snapshot.released else "")
 
     def _attempt(self, step: str, action: Callable[[], object]) -> None:
@@ -267,6 +269,7 @@ class Cycle:
                 self._commands.counts,
             ),
             history=self.chronicle.keeping(),
+            maintenance=self.ports.actions.maintenance(),
             released=self._lender.let_go(checks + commands, stuck_checks + stuck_commands),
             scheduler_problem=self._decider.waiting.problem(),
             drain_waits=self._decider.refusal,
@@ -292,6 +295,13 @@ class Cycle:
                 self._reconciler.hint()
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
             say("hook", kind=event.kind, **event.fields)
+
+    def _end_maintenance(self) -> None:
+        """End a maintenance whose time is over, be it that no agent ran when it was."""
+        one = self.ports.actions.records.maintenance()
+        if one is not None and one.is_over(self.ports.clock.wall()):
+            self.ports.actions.end_maintenance()
+            self.ports.log.warning("maintenance", after=OFF, why="its time is over")
 
     def _tell_hooks(self, verdict: Verdict, facts: NodeFacts) -> None:
         self._driver_set.see(facts.driver)

@@ -77,6 +77,9 @@ class Means(Protocol):
     def busy(self) -> bool:
         """Say whether a job holds a unit of the node; of a lock that cannot be read it does."""
 
+    def maintenance(self) -> object | None:
+        """Return the maintenance that stands: then nothing is carried out."""
+
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same."""
 
@@ -152,6 +155,7 @@ class Decider:
         self._adopted = False
         self.refusal = ""
         """Why a drain that is wanted is put off; empty where none is."""
+        self._resting = False
         self._said: set[Decision] = set()
         self._said_of_node: set[Decision] = set()
         self._of_node: list[Decision] = []
@@ -172,6 +176,9 @@ class Decider:
         that GPUs were asked in this cycle.
         """
         self._cycles += looked
+        resting, self._resting = self._resting, self.actions.maintenance() is not None
+        if resting and not self._resting:
+            self.look()  # what became due meanwhile is done now
         self._attempt("publish_retired", self.actions.publish_retired)
         retired = self.actions.retired()
         due: set[Decision] = set()
@@ -300,6 +307,9 @@ class Decider:
         word, fields = _words(decision)
         if self.config.policy.dry_run:
             self._only_say(decision, said, word, DRY_RUN, {**fields, "dry_run": True})
+            return None
+        if self.actions.maintenance() is not None:
+            self._only_say(decision, said, word, WAITS, {**fields, "waits": True})
             return None
         if isinstance(decision, AwaitIdle):
             self._only_say(decision, said, "drain_waits", WAITS, fields)

@@ -129,6 +129,8 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
         yield _gauge("history_bytes", "Size of history.db and of what SQLite keeps beside it.", kept.size)
     text = "1 while the driver is released by `release-driver`: no GPU is asked, and none has values."
     yield _gauge("driver_released", text, int(snapshot.released is not None))
+    text = "1 while an administrator has told the agent to take nothing out and bring nothing back."
+    yield _gauge("maintenance", text, int(snapshot.maintenance is not None))
     yield _gauge("cycle_seconds", "Duration of the last cycle.", snapshot.cycle_seconds)
     yield _gauge("locks_held", "Units that have an owner.", len(owners))
 

@@ -7,13 +7,14 @@ import re
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
-from nodeagent.config.model import Config
+from nodeagent.config.model import Config, Slurm
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler import slurm_drain
-from nodeagent.scheduler.command import Conversation, Runner, run
+from nodeagent.scheduler.command import Asked, Conversation, Converse, Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.reason import is_ours
 from nodeagent.scheduler.slurm_job import granted_indices
@@ -37,22 +38,27 @@ _TYPE = re.compile(r"Gres Name=(\S+) Type=(\S+)")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
 
+def slurm_environment(slurm: Slurm) -> dict[str, str]:
+    """Return what Slurm's commands need to find their cluster; nothing of the caller's environment."""
+    return {"SLURM_CONF": slurm.conf} if slurm.conf else {}
+
+
 class SlurmScheduler:
     """One node of a Slurm cluster. A single GPU cannot be spared without draining the node (see docs/decisions)."""
 
     name = "slurm"
     spares_units = False
 
-    def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
+    def __init__(self, config: Config, node: str, runner: Runner = run, converse: Converse = Conversation) -> None:
         self._bin = config.scheduler.slurm.bin_dir
         self._sbin = config.scheduler.slurm.sbin_dir
-        conf = config.scheduler.slurm.conf
-        self._environment = {"SLURM_CONF": conf} if conf else {}
+        self._environment = slurm_environment(config.scheduler.slurm)
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
         self._limits = config.limits
         self._node = node
         self._runner = runner
+        self._converse = converse
         self._slurmd_said = ""
         self._spool = ""
         self._lasting: set[str] = set()
@@ -104,9 +110,9 @@ class SlurmScheduler:
     def _put_back(self, reason: str) -> None:
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
 
-    def _talk(self) -> Conversation:
+    def _talk(self) -> AbstractContextManager[Asked]:
         environment = {**self._environment, **slurm_drain.WIDE}
-        return Conversation((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
+        return self._converse((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
 
     def reboot(self, reason: str) -> None:
         """See Reboots: the controller has slurmd run RebootProgram when no job is left."""

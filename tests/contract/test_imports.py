@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "lock", "scheduler", "state"},
     "history": {"errors", "state"},
-    "snapshot": {"gpu", "health", "history"},
+    "snapshot": {"gpu", "health", "history", "state"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
         *("clock", "config", "drivers", "errors", "external", "gpu", "health", "history", "isolation", "job"),
