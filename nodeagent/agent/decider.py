@@ -234,7 +234,7 @@ class Decider:
     def _postpone(self, wanted: Drain | None, error: Exception) -> None:
         """Try again later; what was wanted is noted until then."""
         if isinstance(error, NodeAgentError):
-            drain = wanted if not self.config.policy.dry_run else None
+            drain = wanted if self._wanted is not None and not self.config.policy.dry_run else None
             self.waiting.failed(diagnose(error), self.config.interval, drain.reason if drain is not None else "")
 
     def _put(self, record: DrainRecord) -> DrainRecord:
