@@ -316,7 +316,9 @@ class Cycle:
         """Do what can wait: look at the driver set again, complete hook.conf, forget old counters."""
         now = self.ports.clock.monotonic()
         self._driver_set.look_again(driver)
-        if now - self._tidied >= self._tidy_pause:
+        # While a scheduler is away its commands take their whole time-out, and hook.conf is asked of it in the cycle.
+        is_away = self.ports.errands.busy or self._decider.waiting.trouble is not None
+        if now - self._tidied >= self._tidy_pause and not is_away:
             self._tidied = now
             # Asked ever more seldom: what a hung driver keeps from answering may stay behind as a hanging process.
             self._tidy_pause = min(_DAY, 2 * max(self._tidy_pause, ASK_AGAIN * self.interval))

@@ -268,7 +268,7 @@ class Decider:
         """Try again later; what was wanted is noted until then."""
         self.pace.failed()
         if isinstance(error, NodeAgentError):
-            drain = wanted if not self.config.policy.dry_run else None
+            drain = wanted if self._wanted is not None and not self.config.policy.dry_run else None
             self.waiting.failed(diagnose(error), drain.reason if drain is not None else "")
 
     def _put(self, record: DrainRecord) -> DrainRecord:
