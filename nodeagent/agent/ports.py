@@ -11,6 +11,7 @@ from nodeagent.clock import Clock
 from nodeagent.gpu.facts import GpuSource
 from nodeagent.history.entry import History, NoHistory
 from nodeagent.scheduler.port import Scheduler
+from nodeagent.scheduler.slurm_holder import HolderPort
 from nodeagent.state.files import Directory
 
 
@@ -25,7 +26,7 @@ class HookConfWriter(Protocol):
 
 @dataclass
 class Ports:
-    """What a cycle touches outside itself."""
+    """What a cycle touches outside itself. `holders`: where Slurm can have a job hold a GPU."""
 
     state: Directory
     source: GpuSource
@@ -35,3 +36,4 @@ class Ports:
     log: Log
     hook_conf: HookConfWriter
     history: History = field(default_factory=NoHistory)
+    holders: HolderPort | None = None

@@ -48,4 +48,10 @@ def _look(config: Config, node: str) -> Look:
         daemons = named("/proc", _EXEC_DAEMON)
         starter, name = (daemons[0], _EXEC_DAEMON) if daemons else (starter, f"{_EXEC_DAEMON} (which does not run)")
     slurm = SlurmScheduler(config, node)
-    return Look(config, starter, name, slurm.constrains_devices, methods(config.roots.proc), os.geteuid() == 0)
+
+    def no_holder() -> tuple[str, str]:
+        unsafe = slurm.holders.unsafe()
+        return (unsafe.why, unsafe.remedy) if unsafe is not None else ("", "")
+
+    known = methods(config.roots.proc)
+    return Look(config, starter, name, slurm.constrains_devices, known, os.geteuid() == 0, no_holder)

@@ -30,6 +30,7 @@ from nodeagent.lock.record import Owner
 from nodeagent.lock.store import LOCKS, Store
 from nodeagent.metrics.server import MetricsServer, directory_version
 from nodeagent.scheduler.registry import node_name, scheduler_of
+from nodeagent.scheduler.slurm import SlurmScheduler
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
-        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history)
+        holders = scheduler.holders if isinstance(scheduler, SlurmScheduler) else None
+        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, holders)
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)

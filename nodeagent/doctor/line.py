@@ -29,7 +29,8 @@ class Look:
 
     `starter` is the process that starts jobs here (the exec daemon, or this command), `starter_name` its name for
     people. `constrains_devices` asks Slurm, and may raise CommandFailed; `methods` are the ways of isolation,
-    `root` says whether this command may look at what is root's.
+    `root` says whether this command may look at what is root's. `no_holder` asks Slurm why no job may hold a GPU, and
+    what to do about it (both empty: one may); it may raise CommandFailed.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Look:
     constrains_devices: Callable[[], bool]
     methods: Mapping[str, Method]
     root: bool = True
+    no_holder: Callable[[], tuple[str, str]] = lambda: ("", "")
 
 
 Check = Callable[[Look], Iterable[Line]]

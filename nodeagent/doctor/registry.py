@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeagent.doctor import isolation
+from nodeagent.doctor import holder, isolation
 from nodeagent.doctor.line import Check, Line, Look
 
 CHECKS: tuple[Check, ...] = (
@@ -11,6 +11,7 @@ CHECKS: tuple[Check, ...] = (
     isolation.driver_leaves_files,
     isolation.files_left_closed,
     isolation.delegation,
+    holder.holder,
 )
 
 

@@ -14,6 +14,7 @@ from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+from nodeagent.scheduler.slurm_holder import SlurmHolders
 from nodeagent.scheduler.slurm_job import granted_indices
 from nodeagent.state.hook_conf import Gres
 
@@ -34,10 +35,9 @@ _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
 
 class SlurmScheduler:
-    """One node of a Slurm cluster. A single GPU cannot be spared without draining the node (see docs/decisions)."""
+    """One node of a Slurm cluster. A single GPU is spared where a holder can have it (see docs/decisions)."""
 
     name = "slurm"
-    spares_units = False
 
     def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
         self._bin = config.scheduler.slurm.bin_dir
@@ -50,10 +50,19 @@ class SlurmScheduler:
         self._slurmd_said = ""
         self._spool = ""
         self._lasting: set[str] = set()
+        self.holders = SlurmHolders(config.scheduler.slurm, node, self._command, self.settings)
 
-    def _run(self, *argv: str, complaints: bool = False) -> str:
+    @property
+    def spares_units(self) -> bool:
+        """See Scheduler: while holders have what is retired."""
+        return self.holders.usable
+
+    def _command(self, name: str, *arguments: str, timeout: float | None = None) -> str:
+        return self._run(f"{self._bin}/{name}", *arguments, timeout=timeout)
+
+    def _run(self, *argv: str, complaints: bool = False, timeout: float | None = None) -> str:
         environment = {"SLURM_CONF": self._conf} if self._conf else {}
-        return self._runner(argv, environment, self._timeout, complaints)
+        return self._runner(argv, environment, self._timeout if timeout is None else timeout, complaints)
 
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
@@ -64,10 +73,10 @@ class SlurmScheduler:
         raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
     def fleet(self) -> Fleet:
-        """See Scheduler: the nodes of this node's partitions."""
+        """See Scheduler: the nodes of this node's partitions, but for the one of holders."""
         said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-a", "-o", f"{_MARK}%R|%N|%T|%E")
         rows = list(_records(said, 4))
-        partitions = {partition for partition, node, _, _ in rows if node == self._node}
+        partitions = {partition for partition, node, _, _ in rows if node == self._node} - {self.holders.partition}
         nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
         ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
         return Fleet(len(nodes), ours)

@@ -70,7 +70,8 @@ def test_what_the_administrator_says_of_slurm_is_not_asked_again() -> None:
 
 
 def test_nothing_of_ours_is_said_under_slurm() -> None:
-    assert [line.name for line in examine(look("slurm", "device-files"))] == ["slurm-constrains-devices"]
+    names = [line.name for line in examine(look("slurm", "device-files"))]
+    assert names == ["slurm-constrains-devices", "slurm-holder"]
 
 
 def test_the_method_that_auto_takes_and_why_not_the_first() -> None:
