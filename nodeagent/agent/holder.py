@@ -109,7 +109,7 @@ class HolderKeeper:
             self._later()
 
     def _run(self, retired: Mapping[str, object]) -> None:
-        if not retired and not self._may_be_some:
+        if not retired and not self._may_be_some and not self._given_up:
             return
         lines = self._lines() if retired else {}
         wanted = {index: name for index, line in lines.items() if (name := named(line, retired))}
