@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from nodeagent.errors import CommandFailed
 from nodeagent.scheduler.slurm_holder import CONFIGURING, HolderPort, plan
 
-_PATIENCE = 2
-"""Seconds that Slurm may look for a GPU on which no lock is: a job may just be leaving it while others wait for it."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -67,15 +64,10 @@ def hold(port: HolderPort, wanted: Mapping[int, str], unlocked: Collection[int])
 
 def _placed(port: HolderPort, unit: str, below: int) -> bool:
     """Ask for what is below a GPU, or for one more; return whether there is any sense in going on."""
-    try:
-        port.place(unit, below or 1)
-    except CommandFailed:
-        if below:
-            return True  # fewer are free than was thought: one at a time, then
-    else:
+    for patient in (False, True):
+        try:
+            port.place(unit, below or 1, patient)
+        except CommandFailed:
+            continue
         return True
-    try:
-        port.place(unit, 1, _PATIENCE)
-    except CommandFailed:
-        return False
-    return True
+    return below > 0  # fewer may be free than was thought: one at a time, then

@@ -64,11 +64,11 @@ class HolderPort(Protocol):
     def found(self) -> list[Holder]:
         """Return the holders of this node, those of an earlier agent too; not those that are ending."""
 
-    def place(self, unit: str, gpus: int, patience: int = 0) -> None:
+    def place(self, unit: str, gpus: int, patient: bool = False) -> None:
         """Ask for so many GPUs of this node on behalf of that unit; which ones they are, `found` tells.
 
-        For `patience` seconds (0: at once or not at all) it stands at the head of Slurm's queue, and so gets a GPU that
-        a job just leaves.
+        At once or not at all; a `patient` one stands at the head of Slurm's queue until Slurm has gone through that,
+        and so gets a GPU that a job just leaves.
         """
 
     def suspend(self, job: str) -> None:
@@ -110,7 +110,7 @@ class SlurmHolders:
     def _indices(self, job: str) -> tuple[int, ...]:
         return granted_indices(self._run("scontrol", "-d", "show", "job", job), self._gres, self._node) or ()
 
-    def place(self, unit: str, gpus: int, patience: int = 0) -> None:
+    def place(self, unit: str, gpus: int, patient: bool = False) -> None:
         """See HolderPort: what does not start in time the command withdraws by itself.
 
         Once it has the GPUs it waits for the prolog, some seconds long. It is not waited for: killed, it leaves the
@@ -119,9 +119,10 @@ class SlurmHolders:
         asked = ("-w", self._node, "-N", "1", "-n", "1", f"--gres={self._gres}:{gpus}", "--mem=1M")
         called = ("-J", JOB_NAME, f"--comment={REASON_PREFIX}{self._node} {unit}")
         first = ("-p", self.partition, "--priority=TOP", "--time=UNLIMITED")
-        immediate = f"--immediate={max(1, patience)}"
+        patience = time_to_schedule(self._settings()) if patient else 0
+        words = ("--no-shell", f"--immediate={max(1, patience)}", *first, *asked, *called)
         try:
-            self._run("salloc", "--no-shell", immediate, *first, *asked, *called, timeout=patience + _ANSWER)
+            self._run("salloc", *words, timeout=patience + _ANSWER)
         except CommandFailed as error:
             if error.status is not None:
                 raise
@@ -154,6 +155,15 @@ def parse_partitions(said: str) -> dict[str, dict[str, str]]:
     """Return partition → its words, from `scontrol -o show partition`."""
     rows = (dict(word.split("=", 1) for word in line.split() if "=" in word) for line in said.splitlines())
     return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
+
+
+def time_to_schedule(settings: Mapping[str, str]) -> int:
+    """Return in how many seconds Slurm goes through its queue when a job has come or gone: 2 to 10.
+
+    slurm.conf(5), SchedulerParameters: batch_sched_delay, 3 by default. With `defer` no job starts sooner.
+    """
+    found = re.search(r"(?:^|,)batch_sched_delay=(\d+)", settings.get("SchedulerParameters", ""))
+    return min(10, max(2, 1 + (int(found.group(1)) if found else 3)))
 
 
 def partition_line(partition: str, nodes: str) -> str:

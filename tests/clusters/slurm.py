@@ -143,6 +143,12 @@ class SlurmCluster(Cluster):
         self.kill_slurmd(node, sig)
         self.start_slurmd(node)
 
+    def reboot(self, node: str, timeout: float = 15) -> None:
+        """Kill a node's daemon and start it as that of a host which has booted since; what jobs left is not ended."""
+        self.kill_slurmd(node)
+        self._launch_slurmd(node, timeout, "-b")
+        self.wait_node(node, lambda seen: seen.state[-1] != "*", timeout)
+
     def reconfigure(self, extra_conf: str | None = None, timeout: float = 10, **hooks: Hook) -> None:
         """Set hooks (keys of `HOOKS`, None removes) and the appended lines of slurm.conf.
 
@@ -289,9 +295,9 @@ class SlurmCluster(Cluster):
         question = ("munge", "--no-input", "--socket", str(home / "socket"), "--output", "/dev/null")
         wait_for(lambda: self._answers(munged, *question), 5, "munged", self.log_tails)
 
-    def _launch_slurmd(self, node: str, timeout: float) -> None:
+    def _launch_slurmd(self, node: str, timeout: float, *words: str) -> None:
         before = self._log_of(node).count("slurmd started on")
-        argv = [process.program("slurmd"), "-D", "-N", node, "-f", str(self.conf)]
+        argv = [process.program("slurmd"), "-D", "-N", node, "-f", str(self.conf), *words]
         daemon = self._slurmd[node] = self._nursery.start(f"slurmd-{node}", argv, self._daemon_environment())
 
         def started() -> bool:

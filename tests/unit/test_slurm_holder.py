@@ -17,6 +17,7 @@ from nodeagent.scheduler.slurm_holder import (
     parse_queue,
     partition_line,
     plan,
+    time_to_schedule,
     why_busy,
     why_unsafe,
 )
@@ -184,6 +185,7 @@ class FakeSlurm:
         self.surveys = 0
         self.problem: Unsafe | None = None
         self.away = False
+        self.defers = False
         self.cpus = gpus
         self.most = 0  # GPUs that holders had at a time
         self._number = 0
@@ -202,9 +204,11 @@ class FakeSlurm:
         self._answer()
         return list(self.jobs.values())
 
-    def place(self, unit: str, gpus: int, patience: int = 0) -> None:
+    def place(self, unit: str, gpus: int, patient: bool = False) -> None:
         self._answer()
         self.commands.append(f"place {gpus}")
+        if self.defers and not patient:
+            raise CommandFailed(["/usr/bin/salloc"], 1, "Individual job submission scheduling attempts deferred")
         taken = self.used.union(*(one.indices for one in self.jobs.values()))
         free = [index for index in self.order if index not in taken][:gpus]
         running = sum(one.state == "RUNNING" for one in self.jobs.values())
@@ -269,6 +273,22 @@ def test_locks_that_are_not_there_cost_a_try_and_nothing_else() -> None:
     slurm = FakeSlurm(used=[0, 1, 2, 3, 5])
     hold(slurm, {7: A}, range(8))
     assert slurm.held() == {7: "SUSPENDED"}
+
+
+def test_a_slurm_that_defers_all_scheduling_is_given_the_time() -> None:
+    slurm = FakeSlurm()
+    slurm.defers = True
+    hold(slurm, {5: A}, range(8))
+    assert slurm.held() == {5: "SUSPENDED"}
+    assert [command for command in slurm.commands if "place" in command] == ["place 5"] * 2 + ["place 1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("", 4), ("defer,batch_sched_delay=7,x=1", 8), ("batch_sched_delay=0", 2), ("batch_sched_delay=60", 10)],
+)
+def test_how_long_slurm_may_take_to_look_through_its_queue(said: str, seconds: int) -> None:
+    assert time_to_schedule({"SchedulerParameters": said}) == seconds
 
 
 def test_two_cpus_are_enough() -> None:
@@ -351,9 +371,11 @@ def test_a_holder_is_asked_for_without_a_step_and_is_not_waited_for() -> None:
     assert argv[0] == "/usr/bin/salloc" and timeout < 1
     assert {"--no-shell", "--immediate=1", "--gres=gpu:3", "--mem=1M", "--time=UNLIMITED"} <= set(argv)
     assert "--comment=gpu-nodeagent/1: n1 GPU-a" in argv and argv[argv.index("-w") + 1] == "n1"
-    scheduler, runner = slurm_of(salloc=CommandFailed(["salloc"], None, ""))
-    scheduler.holders.place(A, 1, 2)
-    assert 2 < runner.asked[0][1] < 3, "it waits for the prolog: it is ended, and what it got is looked for"
+    scheduler, runner = slurm_of(salloc=CommandFailed(["salloc"], None, ""), scontrol="SchedulerParameters = defer\n")
+    scheduler.holders.place(A, 1, patient=True)
+    assert "--immediate=4" in runner.asked[1][0] and 4 < runner.asked[1][1] < 5, (
+        "it waits for the prolog: it is ended, and what it got is looked for"
+    )
     with pytest.raises(CommandFailed):
         slurm_of(salloc=CommandFailed(["salloc"], 1, "Requested nodes are busy"))[0].holders.place(A, 1)
 
