@@ -22,6 +22,7 @@ _ANSWER = 0.6
 """Seconds in which Slurm says whether it has a GPU free, several times what that takes."""
 _COMMENT = re.compile(r"gpu-nodeagent/\d+: (\S+) (\S+)")
 _OUT = ("DOWN", "DRAIN", "FAIL", "ERROR", "INVAL", "MAINT", "REBOOT", "POWER", "RESERVED", "UNKNOWN", "FUTURE", "*")
+_NO_PREEMPTION = ("preempt/none", "(null)")  # as 22.05 says it, and 24.11
 _WANTED = {
     **{"Hidden": "YES", "RootOnly": "YES", "State": "UP", "OverSubscribe": "NO", "MaxTime": "UNLIMITED"},
     **{"ExclusiveUser": "NO", "DisableRootJobs": "NO"},
@@ -207,7 +208,7 @@ def _unsafe_settings(settings: Mapping[str, str]) -> Unsafe | None:
     """Return what could take a GPU from a holder, give it to others besides, or end a job for it."""
     if settings.get("SelectType") != "select/cons_tres":
         return Unsafe(f"SelectType is {settings.get('SelectType')}, not select/cons_tres", _DRAIN)
-    if settings.get("PreemptType", "preempt/none") != "preempt/none" or settings.get("PreemptMode", "OFF") != "OFF":
+    if settings.get("PreemptType") not in _NO_PREEMPTION or settings.get("PreemptMode") != "OFF":
         return Unsafe("jobs are preempted here: a holder could end a job, or be resumed", _DRAIN)
     if {"shard", "mps"} & set(settings.get("GresTypes", "").split(",")):
         return Unsafe("GPUs are shared out by shard or mps, also beside a job that has one whole", _DRAIN)
@@ -222,7 +223,7 @@ def _useless(
     """Return what would keep users' jobs from the node for as long as a holder is on it."""
     tracked = "MEMORY" in (settings.get("SelectTypeParameters", "") + mine.get("SelectTypeParameters", "")).upper()
     for name, words in others.items():
-        if words.get("OverSubscribe", "").startswith("EXCLUSIVE") or words.get("ExclusiveUser") == "YES":
+        if "EXCLUSIVE" in words.get("OverSubscribe", "") or "YES" in map(words.get, ("ExclusiveUser", "ExclusiveTopo")):
             return Unsafe(f"jobs of partition {name} have nodes for themselves: none starts beside a holder", _DRAIN)
         default = (settings.get("DefMemPerNode"), words.get("DefMemPerNode"))
         if tracked and default == ("UNLIMITED", "UNLIMITED") and "DefMem" not in words.get("JobDefaults", ""):

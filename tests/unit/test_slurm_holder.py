@@ -49,6 +49,7 @@ def unsafe(
 
 def test_a_site_on_which_holders_are_safe() -> None:
     assert unsafe() is None
+    assert unsafe({"PreemptType": "(null)"}) is None, "as 24.11 says that there is none"
     assert unsafe({"SelectTypeParameters": "CR_CPU_MEMORY", "DefMemPerNode": "1000"}) is None
     limited = ("DefMemPerNode=UNLIMITED", "DefMemPerCPU=100")
     assert unsafe({"SelectTypeParameters": "CR_CPU_MEMORY"}, main=limited) is None
@@ -80,6 +81,7 @@ def test_a_partition_that_will_not_do(there: str, instead: str, why: str) -> Non
         ({"SelectType": "select/linear"}, "select/linear"),
         ({"PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE"}, "preempted"),
         ({"PreemptMode": "GANG"}, "preempted"),
+        ({"PreemptType": "preempt/qos"}, "preempted"),
         ({"GresTypes": "gpu,shard"}, "shard"),
         ({"DisableRootJobs": "YES"}, "DisableRootJobs"),
         ({"SelectTypeParameters": "CR_CORE_MEMORY"}, "all memory"),
@@ -91,7 +93,12 @@ def test_settings_of_slurm_that_will_not_do(settings: dict[str, str], why: str) 
 
 
 @pytest.mark.parametrize(
-    "instead", [("OverSubscribe=NO", "OverSubscribe=EXCLUSIVE"), ("ExclusiveUser=NO", "ExclusiveUser=YES")]
+    "instead",
+    [
+        ("OverSubscribe=NO", "OverSubscribe=EXCLUSIVE"),
+        ("ExclusiveUser=NO", "ExclusiveUser=YES"),
+        ("ExclusiveUser=NO", "ExclusiveUser=NO ExclusiveTopo=YES"),
+    ],
 )
 def test_where_jobs_have_nodes_for_themselves_a_holder_would_close_the_node(instead: tuple[str, str]) -> None:
     found = unsafe(main=instead)
