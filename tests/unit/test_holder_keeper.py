@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.holder import MOST_CYCLES, HolderKeeper
 from nodeagent.config.load import load
+from nodeagent.config.model import Scheduler, Slurm
 from nodeagent.scheduler.slurm_holder import Unsafe
-from nodeagent.state.hook_conf import Gres
+from nodeagent.state.hook_conf import HOOK_CONF, Gres, HookConf
 from nodeagent.state.verdict_file import UnitLine
 from tests.support import LaidOutNode, uuid
-from tests.unit.test_cycle import FakeClock, FakeLog
+from tests.unit.test_cycle import Bench as Node
+from tests.unit.test_cycle import FakeClock, FakeLog, FakeScheduler
 from tests.unit.test_slurm_holder import FakeSlurm
 
 NO_PARTITION = Unsafe("there is no partition gpuhold", "make it")
@@ -246,3 +249,40 @@ def test_a_dry_run_touches_no_job(tmp_path: Path) -> None:
     bench.retire(1)
     bench.run(3)
     assert bench.slurm.looks == 0 and bench.slurm.commands == []
+
+
+class Tied(FakeSlurm):
+    """One whose word is the scheduler's, as in the adapter."""
+
+    def __init__(self, scheduler: FakeScheduler) -> None:
+        self.scheduler = scheduler
+        super().__init__(gpus=4)
+
+    @property
+    def usable(self) -> bool:
+        return self.scheduler.spares_units
+
+    @usable.setter
+    def usable(self, word: bool) -> None:
+        self.scheduler.spares_units = word
+
+
+@pytest.mark.parametrize("problem", [None, NO_PARTITION])
+def test_in_the_cycle_of_the_fault_the_gpu_is_held_or_the_node_drained(tmp_path: Path, problem: Unsafe | None) -> None:
+    tmp_path.chmod(0o755)
+    scheduler = Scheduler(kind="slurm", slurm=Slurm(retire="holder"))
+    node = Node(tmp_path, scheduler=scheduler)
+    node.state.replace(HOOK_CONF, HookConf({}, (), {index: Gres(index) for index in range(4)}).encode())
+    slurm = Tied(node.scheduler)
+    slurm.problem = problem
+    node.cycle = Cycle(node.config, "n1", "1.0", replace(node.cycle.ports, holders=slurm))
+    node.cycle.begin()
+    node.source.lose(2)
+    node.run()
+    assert list(node.store.retired()) == [node.uuid(2)]
+    assert slurm.held() == ({} if problem else {2: "SUSPENDED"})
+    assert node.scheduler.state.drained == bool(problem)
+    again = node.cycle.successor(node.config, node.cycle.ports)
+    assert slurm.usable == (not problem), "a reload knows what was known"
+    again.run()
+    assert slurm.held() == ({} if problem else {2: "SUSPENDED"})
