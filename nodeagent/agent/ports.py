@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.errand import AtOnce, Errands
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.gpu.facts import GpuSource
@@ -36,4 +37,5 @@ class Ports:
     log: Log
     hook_conf: HookConfWriter
     history: History = field(default_factory=NoHistory)
+    errands: Errands = field(default_factory=AtOnce)
     holders: HolderPort | None = None

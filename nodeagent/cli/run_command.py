@@ -12,6 +12,7 @@ from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
 from nodeagent.agent.cycle import Cycle
+from nodeagent.agent.errand import Beside
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
@@ -61,13 +62,14 @@ def run(options: argparse.Namespace) -> int:
     kept = found.config.history
     history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
     history.start()
+    errands = Beside(log)
 
     def ports(config: Config, compiler: HookConfCompiler) -> Ports:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
         holders = scheduler.holders if isinstance(scheduler, SlurmScheduler) else None
-        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, holders)
+        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, errands, holders)
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from nodeagent.config.model import Slurm
 from nodeagent.errors import CommandFailed
-from nodeagent.scheduler.port import REASON_PREFIX
+from nodeagent.scheduler.reason import PREFIX
 from nodeagent.scheduler.slurm_job import granted_indices, names_host
 
 JOB_NAME = "gpu-hold"
@@ -118,7 +118,7 @@ class SlurmHolders:
         allocation as it is, and `found` tells what that is.
         """
         asked = ("-w", self._node, "-N", "1", "-n", "1", f"--gres={self._gres}:{gpus}", "--mem=1M")
-        called = ("-J", JOB_NAME, f"--comment={REASON_PREFIX}{self._node} {unit}")
+        called = ("-J", JOB_NAME, f"--comment={PREFIX}{self._node} {unit}")
         first = ("-p", self.partition, "--priority=TOP", "--time=UNLIMITED")
         patience = time_to_schedule(self._settings()) if patient else 0
         words = ("--no-shell", f"--immediate={max(1, patience)}", *first, *asked, *called)

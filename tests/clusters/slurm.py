@@ -129,9 +129,9 @@ class SlurmCluster(Cluster):
         """The node's daemon."""
         return self._slurmd[node]
 
-    def start_slurmd(self, node: str, timeout: float = 15) -> None:
-        """Start a node's daemon; returns when it has registered."""
-        self._launch_slurmd(node, timeout)
+    def start_slurmd(self, node: str, timeout: float = 15, *, rebooted: bool = False) -> None:
+        """Start a node's daemon, with `rebooted` as after a boot; returns when it has registered."""
+        self._launch_slurmd(node, timeout, *(["-b"] if rebooted else []))
         self.wait_node(node, lambda seen: not seen.state.startswith(("down", "unk")) and seen.state[-1] != "*", timeout)
 
     def kill_slurmd(self, node: str, sig: int = signal.SIGKILL) -> None:
@@ -142,12 +142,6 @@ class SlurmCluster(Cluster):
         """End a node's daemon with `sig` and start it again."""
         self.kill_slurmd(node, sig)
         self.start_slurmd(node)
-
-    def reboot(self, node: str, timeout: float = 15) -> None:
-        """Kill a node's daemon and start it as that of a host which has booted since; what jobs left is not ended."""
-        self.kill_slurmd(node)
-        self._launch_slurmd(node, timeout, "-b")
-        self.wait_node(node, lambda seen: seen.state[-1] != "*", timeout)
 
     def reconfigure(self, extra_conf: str | None = None, timeout: float = 10, **hooks: Hook) -> None:
         """Set hooks (keys of `HOOKS`, None removes) and the appended lines of slurm.conf.
@@ -297,7 +291,7 @@ class SlurmCluster(Cluster):
 
     def _launch_slurmd(self, node: str, timeout: float, *words: str) -> None:
         before = self._log_of(node).count("slurmd started on")
-        argv = [process.program("slurmd"), "-D", "-N", node, "-f", str(self.conf), *words]
+        argv = [process.program("slurmd"), "-D", *words, "-N", node, "-f", str(self.conf)]
         daemon = self._slurmd[node] = self._nursery.start(f"slurmd-{node}", argv, self._daemon_environment())
 
         def started() -> bool:

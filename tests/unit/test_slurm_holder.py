@@ -411,4 +411,5 @@ def test_units_are_spared_only_where_that_is_chosen() -> None:
 def test_the_holders_partition_does_not_widen_the_fleet_that_a_limit_is_of() -> None:
     rows = ("main|n1", "main|n2", "gpuhold|n1", "gpuhold|n7", "other|n7")
     said = "".join(f"@@{row}|idle|none\n" for row in rows)
-    assert slurm_of(sinfo=said)[0].fleet().nodes == 2
+    [fleet] = slurm_of(sinfo=said, scontrol="")[0].fleets()
+    assert (fleet.name, fleet.nodes) == ("partition main", 2)
