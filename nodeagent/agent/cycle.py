@@ -108,6 +108,7 @@ class Cycle:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
         self.ports.errands.close()
+        self.ports.holder_errands.close()
         self._surroundings.close()
         self._commands.close()
         self._repair.close()
@@ -328,4 +329,5 @@ def _keeper(config: Config, ports: Ports) -> HolderKeeper | None:
     """Return who keeps retired GPUs from Slurm's jobs; None under other schedulers."""
     if ports.holders is None:
         return None
-    return HolderKeeper(config, ports.holders, ports.actions.store, ports.actions.retired, ports.clock, ports.log)
+    store, retired = ports.actions.store, ports.actions.retired
+    return HolderKeeper(config, ports.holders, store, retired, ports.clock, ports.log, ports.holder_errands)

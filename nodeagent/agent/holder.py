@@ -7,10 +7,11 @@ of Slurm's, or the node. Until a holder has its GPU the prolog's refusal keeps j
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from nodeagent.agent.decider import ASK_AGAIN
+from nodeagent.agent.errand import Errands
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
@@ -36,7 +37,8 @@ MOST_CYCLES = 30
 class HolderKeeper:
     """Once a cycle: `survey` before decisions are made, `run` after them. Asks seldom, and ever more seldom in vain.
 
-    `retired` tells unit → record of all that is retired; `jitter` is a random number from 0 to 1.
+    `retired` tells unit → record of all that is retired; `jitter` is a random number from 0 to 1. What asks Slurm is
+    one of the `errands`: no cycle waits for it, and while one is under way nothing else here is done.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class HolderKeeper:
         retired: Callable[[], Mapping[str, object]],
         clock: Clock,
         log: Log,
+        errands: Errands,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._config = config
@@ -55,6 +58,7 @@ class HolderKeeper:
         self._retired = retired
         self._clock = clock
         self._log = log
+        self._errands = errands
         self._jitter = jitter
         self._chosen = config.scheduler.slurm.retire == "holder"
         self._unsafe: Unsafe | None = None
@@ -75,7 +79,7 @@ class HolderKeeper:
 
         It asks Slurm anew, and believes this one till then: no node is drained or resumed for what is not known yet.
         """
-        new = HolderKeeper(config, port, self._store, retired, self._clock, self._log, self._jitter)
+        new = HolderKeeper(config, port, self._store, retired, self._clock, self._log, self._errands, self._jitter)
         new._unsafe, new._given_up, new._since = self._unsafe, self._given_up, self._since
         new._kept = self._kept
         new._tell()
@@ -83,9 +87,11 @@ class HolderKeeper:
 
     def survey(self) -> None:
         """Look whether holders are safe here; where they are not a retired GPU drains the node."""
+        if self._chosen and self._clock.monotonic() >= self._survey_due and not self._errands.busy:
+            self._errands.run(self._ask_settings)
+
+    def _ask_settings(self) -> None:
         now = self._clock.monotonic()
-        if not self._chosen or now < self._survey_due:
-            return
         self._survey_due = now + self._spread(ASK_AGAIN)
         try:
             unsafe = self._port.unsafe()
@@ -100,15 +106,15 @@ class HolderKeeper:
 
     def run(self) -> None:
         """Make what Slurm has what it should have. What fails is left to a later cycle."""
-        if self._config.policy.dry_run:
+        if self._config.policy.dry_run or self._errands.busy:
             return
         try:
-            self._run(self._retired() if self._chosen and self._unsafe is None else {})
+            self._look(self._retired() if self._chosen and self._unsafe is None else {})
         except (NodeAgentError, OSError) as error:
-            self._say("holder_failed", str(error))
-            self._later()
+            self._fail(error)
 
-    def _run(self, retired: Mapping[str, object]) -> None:
+    def _look(self, retired: Mapping[str, object]) -> None:
+        """See whether it is time to ask Slurm."""
         if not retired and not self._may_be_some and not self._given_up:
             return
         lines = self._lines() if retired else {}
@@ -122,7 +128,14 @@ class HolderKeeper:
         elif self._clock.monotonic() < self._due:
             return
         self._seen = seen
-        outcome = hold(self._port, wanted, unlocked)
+        self._errands.run(lambda: self._hold(wanted, unlocked, unknown))
+
+    def _hold(self, wanted: Mapping[int, str], unlocked: Sequence[int], unknown: frozenset[str]) -> None:
+        try:
+            outcome = hold(self._port, wanted, unlocked)
+        except NodeAgentError as error:
+            self._fail(error)
+            return
         self._report(outcome, wanted)
         self._judge(outcome, wanted, unknown)
         self._may_be_some = bool(wanted or outcome.cancelled)
@@ -170,6 +183,10 @@ class HolderKeeper:
 
     def _tell(self) -> None:
         self._port.usable = self._chosen and self._unsafe is None and not self._given_up
+
+    def _fail(self, error: Exception) -> None:
+        self._say("holder_failed", str(error))
+        self._later()
 
     def _later(self) -> None:
         self._due = self._clock.monotonic() + self._spread(self._pause)

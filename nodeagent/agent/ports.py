@@ -27,7 +27,10 @@ class HookConfWriter(Protocol):
 
 @dataclass
 class Ports:
-    """What a cycle touches outside itself. `holders`: where Slurm can have a job hold a GPU."""
+    """What a cycle touches outside itself.
+
+    `holders`: where Slurm can have jobs hold GPUs; that is asked in errands of its own, as no drain is to wait for it.
+    """
 
     state: Directory
     source: GpuSource
@@ -39,3 +42,4 @@ class Ports:
     history: History = field(default_factory=NoHistory)
     errands: Errands = field(default_factory=AtOnce)
     holders: HolderPort | None = None
+    holder_errands: Errands = field(default_factory=AtOnce)

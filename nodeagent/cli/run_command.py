@@ -62,14 +62,18 @@ def run(options: argparse.Namespace) -> int:
     kept = found.config.history
     history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
     history.start()
-    errands = Beside(log)
+    errands, holder_errands = Beside(log), Beside(log)
 
     def ports(config: Config, compiler: HookConfCompiler) -> Ports:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
         holders = scheduler.holders if isinstance(scheduler, SlurmScheduler) else None
-        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, errands, holders)
+        return Ports(
+            *(state, source, scheduler, actions, SystemClock(), log, compiler, history, errands),
+            holders=holders,
+            holder_errands=holder_errands,
+        )
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)

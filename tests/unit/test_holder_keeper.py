@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from nodeagent.agent.cycle import Cycle
+from nodeagent.agent.errand import AtOnce, Errands
 from nodeagent.agent.holder import MOST_CYCLES, HolderKeeper
 from nodeagent.config.load import load
 from nodeagent.config.model import Scheduler, Slurm
@@ -39,12 +41,17 @@ class Bench:
         self.retired: dict[str, dict[str, str]] = {}
         self.clock = FakeClock()
         self.log = FakeLog()
+        self.errands: Errands = AtOnce()
         self.keeper = self.new_keeper()
 
     def new_keeper(self) -> HolderKeeper:
+        retired = self.retired_now
         return HolderKeeper(
-            self.config, self.slurm, self.node.store, lambda: self.retired, self.clock, self.log, lambda: 0.5
+            self.config, self.slurm, self.node.store, retired, self.clock, self.log, self.errands, lambda: 0.5
         )
+
+    def retired_now(self) -> dict[str, dict[str, str]]:
+        return self.retired
 
     def run(self, cycles: int = 1) -> None:
         for _ in range(cycles):
@@ -221,7 +228,7 @@ def test_a_reload_believes_what_was_known_until_slurm_answers(bench: Bench) -> N
     bench.run()
     bench.slurm.usable = True  # as a new adapter has it
     bench.slurm.away = True
-    bench.keeper = bench.keeper.successor(bench.config, bench.slurm, lambda: bench.retired)
+    bench.keeper = bench.keeper.successor(bench.config, bench.slurm, bench.retired_now)
     assert not bench.slurm.usable
     bench.run()
     assert not bench.slurm.usable
@@ -235,7 +242,7 @@ def test_a_site_that_goes_back_to_draining_is_rid_of_its_holders(bench: Bench) -
     bench.run()
     slurm = replace(bench.config.scheduler.slurm, retire="drain")
     config = replace(bench.config, scheduler=replace(bench.config.scheduler, slurm=slurm))
-    bench.keeper = bench.keeper.successor(config, bench.slurm, lambda: bench.retired)
+    bench.keeper = bench.keeper.successor(config, bench.slurm, bench.retired_now)
     assert not bench.slurm.usable
     bench.run()
     assert bench.slurm.held() == {}
@@ -286,3 +293,39 @@ def test_in_the_cycle_of_the_fault_the_gpu_is_held_or_the_node_drained(tmp_path:
     assert slurm.usable == (not problem), "a reload knows what was known"
     again.run()
     assert slurm.held() == ({} if problem else {2: "SUSPENDED"})
+
+
+class Slow:
+    """Begins what it is given, and has it done when it is told to."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.work)
+
+    def run(self, work: Callable[[], None]) -> None:
+        assert not self.busy
+        self.work.append(work)
+
+    def close(self) -> None:
+        self.work.pop()()
+
+
+def test_no_cycle_waits_for_slurm_and_one_question_is_asked_at_a_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    slow = bench.errands = Slow()
+    bench.keeper = bench.new_keeper()
+    bench.retire(1)
+    bench.run(5)
+    assert (bench.slurm.surveys, bench.slurm.looks, len(slow.work)) == (0, 0, 1)
+    slow.close()
+    bench.run(5)
+    assert (bench.slurm.surveys, bench.slurm.looks) == (1, 0)
+    slow.close()
+    assert bench.slurm.held() == {2: "SUSPENDED"}
+    bench.retire()
+    bench.run()
+    slow.close()
+    assert bench.slurm.held() == {}
