@@ -181,9 +181,9 @@ class Decider:
             ):
                 due.add(decision)
                 self._do(decision, self._said)
+        self._act_on_node(verdict)
         due.update(self._act_on_commands(verdict))
         self._said &= due
-        self._act_on_node(verdict)
 
     def look(self) -> None:
         """Ask the scheduler in the next cycle: somebody may have changed what it knows of the node."""
@@ -386,20 +386,20 @@ class Decider:
 
 def _words(decision: Decision) -> tuple[str, dict[str, str]]:
     """Return the kind of a decision and its fields, as the journal has them."""
+    word, fields = "resume", dict[str, str]()
     if isinstance(decision, Retire):
-        return "retire", {"gpu_uuid": decision.unit, "check": decision.check, "why": decision.reason}
-    if isinstance(decision, Restore):
-        return "restore", {"gpu_uuid": decision.unit}
-    if isinstance(decision, (Drain, AwaitIdle)):
-        return "drain", {"why": decision.reason}
-    if isinstance(decision, RunCommand):
+        word, fields = "retire", {"gpu_uuid": decision.unit, "check": decision.check, "why": decision.reason}
+    elif isinstance(decision, Restore):
+        word, fields = "restore", {"gpu_uuid": decision.unit}
+    elif isinstance(decision, (Drain, AwaitIdle)):
+        word, fields = "drain", {"why": decision.reason}
+    elif isinstance(decision, RunCommand):
         found = decision.finding
-        return "run_command", {
-            **{"gpu_uuid": decision.unit, "command": decision.command, "check": found.check},
-            "why": f"{decision.command} for {found.evidence}",
-        }
-    if isinstance(decision, Raise):
-        return "raise_drain", {"why": f"needs {decision.action.word}"}
-    if isinstance(decision, ForgetDrain) and decision.faults:
-        return "forget_drain", {"why": "somebody has resumed the node; it is drained again only if a fault shows again"}
-    return ("resume" if isinstance(decision, Resume) else "forget_drain"), {}
+        about = {"gpu_uuid": decision.unit, "command": decision.command, "check": found.check}
+        word, fields = "run_command", {**about, "why": f"{decision.command} for {found.evidence}"}
+    elif isinstance(decision, Raise):
+        word, fields = "raise_drain", {"why": f"needs {decision.action.word}"}
+    elif isinstance(decision, ForgetDrain):
+        why = "somebody has resumed the node; it is drained again only if a fault shows again"
+        word, fields = "forget_drain", {"why": why} if decision.faults else {}
+    return word, fields

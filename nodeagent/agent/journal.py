@@ -53,7 +53,6 @@ MESSAGE_IDS: Mapping[str, str] = {
     "forget_drain": "8848c9103aeb4accbdec6cc7d9c554b0",
     "scheduler_unavailable": "76470ba47adb4975a5d19a0ea5df2ea0",
     "scheduler_available": "10839caa41a049c6b9b52efbc23fc85e",
-    "drain_waits": "e6f61c7a5ca24e06a27fee834fb06a8a",
     "drain_dropped": "15f3b4761dd54210a45ed84311fc6d66",
     "history_unavailable": "9948bf65ca0d437eae1b7770b118ec24",
     "history_resumed": "05056488a9fc4077b8786bbaaac66c1e",

@@ -190,14 +190,14 @@ def test_a_unit_that_is_only_degraded_is_retired_by_rule_and_stays_so_while_the_
     assert list(decide_units(verdict(gpu()), ours, by_rule)) == [Restore("GPU-a")]
     assert list(decide_units(verdict(narrow), ours, policy())) == [Restore("GPU-a")]
     drain = wanted_drain(verdict(narrow), by_rule, spares_units=False, retired={})
-    assert drain is not None and "pcie-link on GPU-a" in drain.reason
+    assert drain is not None and "pcie-link" in drain.reason
     assert wanted_drain(verdict(narrow), by_rule, spares_units=True, retired={}) is None
 
 
 def test_a_reason_names_what_led_to_it_and_not_what_is_only_told() -> None:
     one = gpu(finding("gpu-lost"), finding("xid"))
     drain = wanted_drain(verdict(one), policy(Rule(check=("xid",), do="tell")), spares_units=False, retired={})
-    assert drain is not None and "gpu-lost on" in drain.reason and "xid on" not in drain.reason
+    assert drain is not None and "gpu-lost" in drain.reason and "xid" not in drain.reason
 
 
 def test_a_warning_about_the_node_drains_it_where_a_rule_says_so() -> None:
@@ -206,7 +206,7 @@ def test_a_warning_about_the_node_drains_it_where_a_rule_says_so() -> None:
     for do in ("retire", "drain"):
         rule = Rule(check=("infiniband",), severity="warning", do=do)
         drain = wanted_drain(found, policy(rule), spares_units=True, retired={})
-        assert drain == Drain("gpu-nodeagent/1: infiniband on; needs none", NONE), do
+        assert drain == Drain("gpu-nodeagent/1: infiniband: infiniband on; needs none", NONE), do
 
 
 def test_a_drain_that_is_to_wait_waits_while_a_job_holds_a_unit() -> None:
