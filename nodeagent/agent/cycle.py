@@ -14,6 +14,7 @@ from nodeagent.agent.completer import Completer
 from nodeagent.agent.counts import Counts
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.driver_set import DriverSet
+from nodeagent.agent.holder import HolderKeeper
 from nodeagent.agent.lending import RELEASE_DRIVER, Lender, Lending, lending
 from nodeagent.agent.ports import Ports
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
@@ -70,6 +71,7 @@ class Cycle:
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
         self._surroundings = Surroundings(config, ports.actions.store, ports.clock)
+        self._holders = _keeper(config, ports)
         self.clean_at = inf
         """When `clean` wants to be called again, by the clock's monotonic seconds."""
 
@@ -106,6 +108,7 @@ class Cycle:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
         self.ports.errands.close()
+        self.ports.holder_errands.close()
         self._surroundings.close()
         self._commands.close()
         self._repair.close()
@@ -162,6 +165,8 @@ class Cycle:
         new._decider = self._decider.successor(config, ports.actions, new._commands)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
+        if self._holders is not None and ports.holders is not None:
+            new._holders = self._holders.successor(config, ports.holders, ports.actions.retired)
         new._surroundings = self._surroundings.successor(config, ports.actions.store, ports.clock)
         return new
 
@@ -190,7 +195,11 @@ class Cycle:
         if swept is not None:
             self._cleaner.see(facts)
         self.clean()
+        if self._holders is not None:
+            self._holders.survey()
         self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
+        if self._holders is not None:
+            self._holders.run()
         self._attempt("reboot", lambda: self._repair.reboot(verdict, self._instances))
         self._commands.step(resting=swept is None)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
@@ -326,3 +335,11 @@ class Cycle:
                 self.ports.hook_conf()
             reruns.sweep(self.ports.state, _DAY)
             self.ports.state.forget_temporaries(_DAY)
+
+
+def _keeper(config: Config, ports: Ports) -> HolderKeeper | None:
+    """Return who keeps retired GPUs from Slurm's jobs; None under other schedulers."""
+    if ports.holders is None:
+        return None
+    store, retired = ports.actions.store, ports.actions.retired
+    return HolderKeeper(config, ports.holders, store, retired, ports.clock, ports.log, ports.holder_errands)

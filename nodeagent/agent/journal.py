@@ -59,6 +59,9 @@ MESSAGE_IDS: Mapping[str, str] = {
     "history_resumed": "05056488a9fc4077b8786bbaaac66c1e",
     "history_dropped": "c01248f563ef46ff9cf7722ec14ca8cc",
     "history_damaged": "c4b18d051bad4eaf9b8c28d725c263d4",
+    "holder_placed": "efcf1d215c784d4897127f0de36eb25a",
+    "holder_unsafe": "d9ac2593463547b38a4a5804a61c9ff2",
+    "holder_given_up": "08d091c1d40442aaa9b759f422645284",
     "cycle_failed": "2234a840185f4e11ac3a4dee878e875f",
 }
 """A MESSAGE_ID for each kind of event: `journalctl MESSAGE_ID=…` finds them, a catalog explains them."""

@@ -55,7 +55,13 @@ def _look(config: Config, node: str) -> Look:
     uid = os.geteuid()
     user = pwd.getpwuid(uid).pw_name
     ways = methods(config.roots.proc)
-    return Look(config, starter, name, slurm.constrains_devices, ways, uid == 0, node, user, _asking(config))
+
+    def no_holder() -> tuple[str, str]:
+        unsafe = slurm.holders.unsafe()
+        return (unsafe.why, unsafe.remedy) if unsafe is not None else ("", "")
+
+    asking = _asking(config)
+    return Look(config, starter, name, slurm.constrains_devices, ways, uid == 0, node, user, asking, no_holder)
 
 
 def _asking(config: Config) -> Callable[[Sequence[str]], str]:

@@ -192,6 +192,8 @@ def _scheduler(stage: Stage, plan: Deed, retired: Retired) -> None:
             plan.add(*(f"  {stage.node}:{value}" for value in values_of(stage.config, retired)))
         except (NodeAgentError, OSError) as error:
             plan.add(f"  not known: {error}")
+    elif kind == "slurm":
+        plan.add("slurm is told by a suspended job of root's that holds what is retired, as soon as no other job does")
     else:
         plan.add("there is no scheduler to tell; `exec` goes by it at once")
 

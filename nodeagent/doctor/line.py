@@ -31,7 +31,8 @@ class Look:
     people. `constrains_devices` asks Slurm, and may raise CommandFailed; `methods` are the ways of isolation,
     `root` says whether this command may look at what is root's. `node` is this node's name in the scheduler, `user`
     whom this command runs as; `ask` runs one of the scheduler's commands and returns what it prints, or raises
-    CommandFailed: only to be given what changes nothing.
+    CommandFailed: only to be given what changes nothing. `no_holder` asks Slurm why no job may hold a GPU, and what to
+    do about it (both empty: one may); it may raise CommandFailed.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Look:
     node: str
     user: str
     ask: Callable[[Sequence[str]], str]
+    no_holder: Callable[[], tuple[str, str]] = lambda: ("", "")
 
 
 Check = Callable[[Look], Iterable[Line]]

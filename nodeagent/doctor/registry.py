@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeagent.doctor import isolation, sge_rights, slurm_rights
+from nodeagent.doctor import holder, isolation, sge_rights, slurm_rights
 from nodeagent.doctor.line import Check, Line, Look
 
 CHECKS: tuple[Check, ...] = (
@@ -15,6 +15,7 @@ CHECKS: tuple[Check, ...] = (
     sge_rights.rights,
     sge_rights.load_sensor,
     sge_rights.admin_user,
+    holder.holder,
 )
 
 

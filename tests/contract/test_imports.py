@@ -71,6 +71,9 @@ EXCEPTIONS = {
     # what a GRES index means must not be said twice: the agent adds to a grant what the hook could not see
     ("nodeagent.agent.completer", "nodeagent.hook.node"),
     ("nodeagent.agent.completer", "nodeagent.hook.slurm"),
+    # nor which GRES index is to be held
+    ("nodeagent.agent.holder", "nodeagent.hook.node"),
+    ("nodeagent.agent.holder", "nodeagent.hook.slurm"),
 }
 
 # The only modules that may import it (a trailing dot: everything below that package).

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.config.model import Config, Roots, Scheduler, Slurm
-from nodeagent.doctor import isolation
+from nodeagent.doctor import holder, isolation
 from nodeagent.doctor.line import FAIL, OK, WARN, Line, Look
 from nodeagent.doctor.registry import CHECKS, examine
 from nodeagent.errors import CommandFailed
@@ -78,6 +78,25 @@ def test_what_the_administrator_says_of_slurm_is_not_asked_again() -> None:
 def test_nothing_of_ours_is_said_under_slurm() -> None:
     lines = examine(look("slurm", "device-files"))
     assert lines[0].name == "slurm-constrains-devices" and all(line.name.startswith("slurm-") for line in lines)
+
+
+def test_whether_a_retired_gpu_can_be_held() -> None:
+    def asked(answer: Callable[[], tuple[str, str]], retire: str = "holder") -> Line:
+        scheduler = Scheduler(kind="slurm", slurm=Slurm(retire=retire))
+        told = look("slurm")
+        return one(holder.holder(replace(told, config=replace(told.config, scheduler=scheduler), no_holder=answer)))
+
+    def unanswered_too() -> tuple[str, str]:
+        raise CommandFailed(["scontrol"], None, "")
+
+    there = asked(lambda: ("", ""))
+    assert there.state == OK and "held by a suspended job in gpuhold" in there.evidence
+    missing = asked(lambda: ("there is no partition gpuhold", "put it there"))
+    assert (missing.state, missing.remedy) == (WARN, "put it there")
+    assert missing.evidence == "a retired GPU drains the node: there is no partition gpuhold"
+    assert asked(unanswered_too).state == WARN
+    assert "not wanted" in asked(unanswered_too, "drain").evidence, "nobody is asked"
+    assert list(holder.holder(look("sge"))) == []
 
 
 def test_the_method_that_auto_takes_and_why_not_the_first() -> None:
