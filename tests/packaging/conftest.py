@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import trees
 from tests.integration.support import require, unavailable
-from tests.packaging import trees
 from tests.packaging.machine import Machine, boot, left_over, until
 from tests.simnvml import Scenario, fake_roots, log_xid
 
