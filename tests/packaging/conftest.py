@@ -73,7 +73,7 @@ def tree() -> Iterator[Path]:
     """A Debian tree for machines to boot from; all of them are gone when it goes."""
     require("systemd")
     try:
-        file = trees.kept(CACHE / "trees")
+        file = trees.kept(trees.MACHINE)
     except trees.NoTree as error:
         unavailable(str(error))
     with trees.unpacked(file) as place:
