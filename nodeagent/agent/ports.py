@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.capacity import Capacity
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.gpu.facts import GpuSource
@@ -35,3 +36,5 @@ class Ports:
     log: Log
     hook_conf: HookConfWriter
     history: History = field(default_factory=NoHistory)
+    capacity: Capacity | None = None
+    """Where what the host offers is for the agent to lower."""

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.capacity import Capacity, LoweredFile
 from nodeagent.agent.cycle import Cycle
+from nodeagent.agent.decider import ASK_AGAIN
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
@@ -30,6 +32,7 @@ from nodeagent.lock.record import Owner
 from nodeagent.lock.store import LOCKS, Store
 from nodeagent.metrics.server import MetricsServer, directory_version
 from nodeagent.scheduler.registry import node_name, scheduler_of
+from nodeagent.scheduler.sge_capacity import SgeCapacity
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
@@ -65,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
-        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history)
+        capacity = capacity_of(config, log)
+        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, capacity)
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)
@@ -83,6 +87,16 @@ def run(options: argparse.Namespace) -> int:
         agent.page = MetricsServer(found.config.listen, _Page(agent, found.config.state_dir))
     agent.run()
     return Exit.OK
+
+
+def capacity_of(config: Config, log: Log) -> Capacity | None:
+    """Return the hand on what a Grid Engine host offers, also where it only gives back what it once took."""
+    if config.scheduler.kind != "sge":
+        return None
+    offer = SgeCapacity(config, node_name(config))
+    may_lower = config.scheduler.sge.retire == "complex_values" and not config.policy.dry_run
+    file = LoweredFile(Directory(config.data_dir))
+    return Capacity(offer, file, ASK_AGAIN * config.interval, SystemClock(), log, may_lower)
 
 
 def _same_place(old: Loaded, new: Loaded) -> None:

@@ -263,6 +263,7 @@ def test_with_the_agent_stopped_jobs_start_and_locks_work_and_it_is_told(lab: La
     assert not lab.cluster.node("n2").drained
 
 
+@of_one_release
 def test_a_lock_whose_epilog_never_ran_is_freed_when_the_next_job_meets_it(lab: Lab) -> None:
     """As when slurmd is killed during the epilog: Slurm never runs it again and calls the job a success."""
     lab.cluster.reconfigure(epilog=executable(lab.directory / "lost-epilog", "exit 0"))
