@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nodeagent.agent.capacity import Capacity, Lowered, LoweredFile, lowered, withheld
+from nodeagent.config.model import Config, Scheduler, Sge
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import HOLD, Owner
+from nodeagent.scheduler.sge import SgeScheduler
 from nodeagent.scheduler.sge_capacity import parse_offer
 from nodeagent.state.files import Directory
 from nodeagent.state.verdict_file import FAILED, OK, UNKNOWN, UnitLine
-from tests.unit.test_cycle import FakeClock, FakeLog
+from tests.unit.test_cycle import Bench, FakeClock, FakeLog
 
 FAULTY = {"reason": "Xid 79"}
 
@@ -192,3 +195,29 @@ def test_what_a_host_offers_is_read_as_qconf_writes_it(said: str, offered: int |
 def test_a_number_that_is_none_is_an_error(value: str) -> None:
     with pytest.raises(CommandFailed):
         parse_offer(f"complex_values gpu={value}\n", "gpu")
+
+
+class Heard:
+    """A capacity that only listens."""
+
+    def __init__(self) -> None:
+        self.said: list[int] = []
+
+    def settle(self, *what: Any) -> None:
+        self.said.append(withheld(*what))
+
+
+def test_a_cycle_tells_of_what_it_has_just_retired(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench, heard = Bench(tmp_path), Heard()
+    bench.cycle.ports.capacity = heard  # type: ignore[assignment]
+    bench.run()
+    bench.source.lose(1)
+    bench.run()
+    assert heard.said == [0, 1]
+
+
+def test_a_host_whose_retired_gpus_drain_it_spares_none() -> None:
+    kinds = ("sensor", "complex_values", "drain")
+    configs = [Config(scheduler=Scheduler(kind="sge", sge=Sge(retire=kind))) for kind in kinds]
+    assert [SgeScheduler(config, "h1").spares_units for config in configs] == [True, True, False]
