@@ -100,7 +100,7 @@ def faults(lab: Lab, gpus: int) -> list[float]:
 
 
 def test_the_load_sensor_tells_it_with_its_next_report() -> None:
-    """Nothing is waited for but the report, which the exec daemon asks for when it is time."""
+    """Nothing is waited for but the report: at any moment between two of them, half of their distance."""
     require("gridengine")
     took: list[float] = []
     while len(took) < TRIES:
@@ -108,4 +108,3 @@ def test_the_load_sensor_tells_it_with_its_next_report() -> None:
             lab = Lab(directory, stack, offered=8, gpus=8, settings=KEEP_ALL)
             took += faults(lab, min(8, TRIES - len(took)))
     assert medians(f"load sensor asked each {REPORT_TIME} s, XID to qhost -F", took) < REPORT_TIME
-    assert max(took) < REPORT_TIME + LIMIT
