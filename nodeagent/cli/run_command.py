@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         log.error("hook_conf_failed", why=str(error))
     source = ProbeProcess(found.config)
     records = Records(found.config.data_dir)
+    lowered = LoweredFile(Directory(found.config.data_dir))
     kept = found.config.history
     history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
     history.start()
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
-        capacity = capacity_of(config, log)
+        capacity = capacity_of(config, lowered, log)
         return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, capacity)
 
     def reload(old: Cycle) -> Cycle:
@@ -89,13 +90,12 @@ def run(options: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def capacity_of(config: Config, log: Log) -> Capacity | None:
+def capacity_of(config: Config, file: LoweredFile, log: Log) -> Capacity | None:
     """Return the hand on what a Grid Engine host offers, also where it only gives back what it once took."""
     if config.scheduler.kind != "sge":
         return None
     offer = SgeCapacity(config, node_name(config))
     may_lower = config.scheduler.sge.retire == "complex_values" and not config.policy.dry_run
-    file = LoweredFile(Directory(config.data_dir))
     return Capacity(offer, file, ASK_AGAIN * config.interval, SystemClock(), log, may_lower)
 
 
