@@ -81,8 +81,8 @@ class SlurmScheduler:
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
 
     def resume(self, scope: str) -> None:
-        """See Scheduler."""
-        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume")
+        """See Scheduler. Since some release after 22.05 a reason outlives its drain unless it is said to be none."""
+        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume", "reason=none")
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""

@@ -184,6 +184,7 @@ def test_a_fault_under_a_job_drains_the_node_and_its_end_brings_it_back(lab: Lab
         node.scenario.heal(1)
         node.scenario.reinitialise(1)
     until(lambda: not lab.cluster.node("n1").drained, "n1 back in service")
+    assert lab.cluster.node("n1").reason == ""
     assert node.retired() == []
     assert lab.cluster.wait_state(waiting) == "COMPLETED"
 

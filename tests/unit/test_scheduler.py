@@ -97,7 +97,7 @@ def test_draining_names_the_node_and_keeps_the_reason_in_one_word() -> None:
     scheduler.resume("node")
     assert runner.asked == [
         ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", "reason=gpu-nodeagent/1: GPU 1; rm -rf /"),
-        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume"),
+        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume", "reason=none"),
     ]
 
 
