@@ -211,3 +211,12 @@ def test_a_number_that_an_administrator_sets_meanwhile_stays(counted: Lab) -> No
         assert "capacity_of_others" in counted.node.log.read_text()
     finally:
         counted.cluster.qconf("-mattr", "exechost", "complex_values", f"gpu={GPUS}", counted.cluster.host)
+
+
+def test_what_fails_while_the_qmaster_is_away_is_taken_off_when_it_is_back(counted: Lab) -> None:
+    counted.cluster.kill_qmaster()
+    break_gpu(counted, 3)
+    until(lambda: "capacity_failed" in counted.node.log.read_text(), "the agent has tried")
+    counted.cluster.start_qmaster()
+    until(lambda: offered(counted) == 7, "one fewer")
+    assert counted.node.log.read_text().count("capacity_failed") == 1, "said once"
