@@ -167,7 +167,7 @@ class NoVerdict(NodeAgentError):
 
 
 class CommandFailed(NodeAgentError):
-    """A process that we started failed, or did not end in time (`status` None)."""
+    """A process that we started failed, or did not end in time (`status` None). `output`: what it complained about."""
 
     exit_code = 69
 
@@ -181,6 +181,19 @@ class CommandFailed(NodeAgentError):
         how = "timed out" if self.status is None else f"exit {self.status}"
         said = " ".join(self.output.split())[:200]
         return f"{' '.join(self.argv[:4])}: {how}" + (f": {said}" if said else "")
+
+
+class NodeTaken(NodeAgentError):
+    """Somebody else has the node, with this reason (empty: without one): it is not ours to drain, or to resume."""
+
+    exit_code = 69
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"the node is out of service already: {self.reason or 'by somebody else'}"
 
 
 class AmbiguousAnswer(NodeAgentError):

@@ -20,7 +20,7 @@ class Counters:
     """event kind -> how often hooks reported it."""
     hook_events_dropped: int = 0
     decisions: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """(retire|restore|drain|resume, done|refused|failed|dry-run) -> how often."""
+    """(retire|restore|drain|resume|run_command, done|refused|waiting|failed|dry-run|waits) -> how often."""
     probe_timeouts: int = 0
     probe_crashes: int = 0
     probes_abandoned: int = 0
@@ -29,6 +29,8 @@ class Counters:
     """How often the kernel overwrote records of its log before they were read: XIDs may be missing."""
     site_checks: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(check of the site's, ended|failed|hung|broken|stopped|abandoned) -> how often."""
+    site_commands: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(command of the policy's, ended|failed|hung|broken|abandoned) -> how often."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ class Released:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one cycle found and did. `monotonic` and `wall` are when it ended, `drain_reason` is ours, if drained."""
+    """What one cycle found and did. `monotonic` and `wall` are when it ended, `drain_reason` is ours, if drained.
+
+    `drain_waits` says why a drain that is wanted is put off.
+    """
 
     node: str
     pid: int
@@ -64,5 +69,8 @@ class Snapshot:
     counters: Counters = field(default_factory=Counters)
     history: Keeping = field(default_factory=Keeping)
     released: Released | None = None
+    scheduler_problem: str = ""
+    """Why the scheduler could not be asked when it was asked last, and what to do."""
+    drain_waits: str = ""
     cycle_seconds: float = 0.0
     version: str = ""

@@ -1,4 +1,7 @@
-"""`make demo`: one simulated 8-GPU node, three jobs, one GPU that falls off the bus. No root, no scheduler, no GPU."""
+"""`make demo`: one simulated 8-GPU node, three jobs, one GPU that falls off the bus and one that comes back.
+
+No root, no scheduler, no GPU.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,23 @@ def play(node: SimulatedNode, directory: Path) -> int:
     step("all jobs have ended: what is locked now?")
     until(lambda: "nothing is locked" in node.ask("locks"), "all locks released")
     say(node.ask("locks").rstrip())
+    retire_and_return(node, next(index for index in range(8) if index != victim))
     return farewell(node)
+
+
+def retire_and_return(node: SimulatedNode, patient: int) -> None:
+    """Show that a GPU is taken out for a fault that a reset cures, and that it comes back by itself."""
+    step(f"GPU {patient} asks for a reset: it is retired, the node stays")
+    with node.scenario.edit():
+        node.scenario.require_reset(patient)
+    until(lambda: node.status()["gpus"][patient]["retired"], "the GPU retired")
+    show(node)
+    step(f"GPU {patient} was reset and is found well twice: it is back, and history tells it")
+    with node.scenario.edit():
+        node.scenario.heal(patient)
+    until(lambda: not node.status()["gpus"][patient]["retired"], "the GPU back")
+    show(node)
+    say(until(lambda: told if "restore" in (told := node.ask("history", str(patient))) else "", "it told").rstrip())
 
 
 def farewell(node: SimulatedNode) -> int:

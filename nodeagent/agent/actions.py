@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from nodeagent.errors import NodeAgentError, UnknownFormat, UntrustedFile
+from nodeagent.errors import NodeAgentError, NodeTaken, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
+from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE
 from nodeagent.lock.store import RETIRED, Store, read_retired
 from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
-from nodeagent.policy.limits import may_drain
-from nodeagent.scheduler.port import NodeState, Scheduler
+from nodeagent.policy.limits import full
+from nodeagent.scheduler.port import Fleet, NodeState, Scheduler
+from nodeagent.scheduler.turn import NotOurTurn
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
 
 DRAINED = "drained"
+PENDING = "pending"
+"""The memo of a drain that waits for the scheduler: its reason, since when it waits, and why."""
+RESUMED = "resumed"
+"""The memo of the faults in spite of which somebody has resumed the node."""
+REBOOTS = "reboots"
+_MOST_REBOOTS = 100
 
 
 class DrainRefused(NodeAgentError):
@@ -29,6 +38,15 @@ class DrainRefused(NodeAgentError):
 
     def __str__(self) -> str:
         return f"nothing done: {self.why}"
+
+
+class LimitReached(DrainRefused):
+    """Of the `nodes` that share a limit with this one no further one may go."""
+
+    def __init__(self, max_drained: str, fleet: Fleet) -> None:
+        self.nodes = fleet.nodes
+        counted = f"{fleet.drained_by_us} of {fleet.nodes} nodes of {fleet.name} are out"
+        super().__init__(f"limits.max_drained ({max_drained}) is reached: {counted}")
 
 
 class NotRecorded(NodeAgentError):
@@ -76,7 +94,8 @@ class Records:
         """Return our own drain, if there is one."""
         try:
             pairs = decode_pairs(DRAINED, self._data.read(DRAINED))
-            return DrainRecord(pairs["reason"], RecoveryAction.of(pairs["action"]), pairs["by"], pairs["scope"])
+            action = RecoveryAction.of(pairs["action"])
+            return DrainRecord(pairs["reason"], action, pairs["by"], pairs["scope"], pairs.get("stands") != "no")
         except FileNotFoundError:
             return None
         except (UnknownFormat, UntrustedFile, KeyError, OSError):
@@ -86,11 +105,40 @@ class Records:
     def put_drain(self, record: DrainRecord) -> None:
         """Record a drain of ours."""
         fields = {"reason": record.reason, "action": record.action.word, "by": record.by, "scope": record.scope}
-        self._data.replace(DRAINED, encode_pairs([*fields.items(), ("since", str(int(time.time())))]), durable=True)
+        fields |= {"stands": "yes" if record.stands else "no", "since": str(int(time.time()))}
+        self._data.replace(DRAINED, encode_pairs(fields.items()), durable=True)
 
     def drop_drain(self) -> None:
         """Forget our drain."""
         self._data.remove(DRAINED)
+
+    def memo(self, name: str) -> dict[str, str]:
+        """Return the memo PENDING or RESUMED; empty where there is none, or none that can be read."""
+        try:
+            return decode_pairs(name, self._data.read(name))
+        except (UnknownFormat, UntrustedFile, OSError):
+            return {}
+
+    def put_memo(self, name: str, fields: Mapping[str, str]) -> None:
+        """Write a memo, or remove it with empty fields."""
+        if fields:
+            self._data.replace(name, encode_pairs(fields.items()), durable=True)
+        else:
+            self._data.remove(name)
+
+    def reboots(self) -> list[float]:
+        """Return when the node was last had rebooted, as wall time in seconds."""
+        try:
+            return [float(word) for word in decode_pairs(REBOOTS, self._data.read(REBOOTS)).get("at", "").split()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise UnknownFormat(REBOOTS, str(error)) from error
+
+    def put_reboots(self, times: Sequence[float]) -> None:
+        """Record when the node was had rebooted; the last ones are enough."""
+        words = " ".join(f"{at:.0f}" for at in times[-_MOST_REBOOTS:])
+        self._data.replace(REBOOTS, encode_pairs([("at", words)]), durable=True)
 
 
 def retirement(unit: str, record: Mapping[str, str]) -> Entry:
@@ -137,6 +185,10 @@ class Actions:
     ) -> None:
         """Tell of something that was done, or of what came of it instead."""
         self.tell(Entry(time.time(), kind, self.boot_id, unit, after=after, action=action, by=by, evidence=why))
+
+    def busy(self) -> bool:
+        """Say whether a job holds a unit of the node, as far as is known."""
+        return any(owner.scheduler not in (HOLD, MAINTENANCE, CLEANING) for owner in self.store.owners().values())
 
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same: what stands in either is retired.
@@ -220,39 +272,77 @@ class Actions:
         a record would stand for ever.
 
         Raises:
-            DrainRefused: the node is as it was.
+            DrainRefused, NotOurTurn: the node is as it was.
             CommandFailed: it may be drained or not.
             NotRecorded: it is drained.
 
         """
+        if force:
+            self._drain(reason, action, by)
+            return
+        self._look_for_room()  # of many that ask at once most are refused here, and keep nobody waiting
+        with self.scheduler.turn() as turn:
+            self._look_for_room()
+            self._drain(reason, action, by, turn.spend)
+
+    def _look_for_room(self) -> None:
+        fleet = full(self.scheduler.fleets(), self.max_drained)
+        if fleet is not None:
+            raise LimitReached(self.max_drained, fleet)
+
+    def _drain(
+        self, reason: str, action: RecoveryAction, by: str, last_of_all: Callable[[], None] = lambda: None
+    ) -> None:
         state: NodeState = self.scheduler.node_state()
         if state.drained and (state.foreign or state.reason is None):
-            raise DrainRefused(f"the node is out of service already: {state.reason or 'by somebody else'}")
-        if not force and not may_drain(self.scheduler.fleet(), self.max_drained):
-            raise DrainRefused(f"limits.max_drained ({self.max_drained}) is reached")
+            raise DrainRefused(str(NodeTaken(state.reason or "")))
         before = self.records.drain()
-        scope = " ".join(sorted({*self.scheduler.drain_scope().split(), *(before.scope.split() if before else ())}))
-        failure: Exception | None = None
+        earlier = before.scope.split() if before else []
+        record = DrainRecord(reason, action, by, _joined(self.scheduler.drain_scope().split(), earlier), stands=False)
+        failure = self._put_drain(record)
         try:
-            self.records.put_drain(DrainRecord(reason, action, by, scope))
-        except (NodeAgentError, OSError) as error:
-            failure = error
-        self.scheduler.drain(reason, scope)
+            last_of_all()
+            closed = self.scheduler.drain(reason, record.scope)
+        except NotOurTurn:
+            self._put_back(before)
+            raise
+        except NodeTaken as error:
+            self.records.drop_drain()
+            raise DrainRefused(str(error)) from error
+        failure = self._put_drain(replace(record, scope=_joined(closed.split(), earlier), stands=True)) or failure
         self.deed(DRAIN, why=reason, action=action.word, by=by)
         if failure is not None:
             raise NotRecorded("the node is drained", str(failure)) from failure
+
+    def _put_back(self, before: DrainRecord | None) -> None:
+        if before is None:
+            self.records.drop_drain()
+        else:
+            self.records.put_drain(before)
+
+    def _put_drain(self, record: DrainRecord) -> Exception | None:
+        """Record a drain; return what kept it from that."""
+        try:
+            self.records.put_drain(record)
+        except (NodeAgentError, OSError) as error:
+            return error
+        return None
 
     def raise_drain(self, action: RecoveryAction) -> None:
         """Note that the node we drained needs more than was known then."""
         record = self.records.drain()
         if record is not None:
-            self.records.put_drain(DrainRecord(record.reason, action, record.by, record.scope))
+            self.records.put_drain(replace(record, action=action))
             self.deed(RAISE_DRAIN, why=f"needs {action.word}", action=action.word)
 
-    def forget_drain(self) -> None:
-        """Drop the record of a drain that stands no more."""
+    def forget_drain(self, faults: Collection[str] = ()) -> None:
+        """Drop the record of a drain that stands no more; remember the faults in spite of which it was taken back."""
+        why = "somebody else has resumed the node, or it has a reason of theirs"
+        if faults:
+            self.records.put_memo(RESUMED, {"faults": " ".join(sorted(faults))})
+            why = "somebody has resumed the node: it is drained again only if a fault shows again"
         self.records.drop_drain()
-        self.deed(FORGET_DRAIN, why="somebody else has resumed the node, or it has a reason of theirs")
+        self.deed(FORGET_DRAIN, why=why)
 
     def resume(self, by: str = BY_AGENT) -> None:
         """Give the node back, as far as its drain is ours.
@@ -271,6 +361,16 @@ class Actions:
             record = adopted(state.reason) or DrainRecord(state.reason, scope="node")
         # A scheduler without reasons may have been opened in part by somebody: what is still closed by us is opened.
         if record is not None and (state.drained or state.reason is None):
-            self.scheduler.resume(record.scope)
+            try:
+                self.scheduler.resume(record.scope)
+            except NodeTaken as error:
+                raise DrainRefused(f"the reason is not ours: {error.reason}") from error
             self.deed(RESUME, why=record.reason, by=by)
-        self.records.drop_drain()
+        if record is not None and by != BY_AGENT:
+            self._put_drain(replace(record, stands=True))  # the agent finds it resumed by hand, and heeds that
+        else:
+            self.records.drop_drain()
+
+
+def _joined(*scopes: Iterable[str]) -> str:
+    return " ".join(sorted(set().union(*scopes)))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from nodeagent.agent.errand import Errands
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.errors import NodeAgentError, UnknownFormat
@@ -113,11 +114,19 @@ class LoweredFile:
 class Capacity:
     """The agent's hand on one host's offer. What fails is tried again `pause` seconds later.
 
-    Where it may not lower anything (any more) it gives back what it once took.
+    Where it may not lower anything (any more) it gives back what it once took. It keeps no cycle waiting: a qmaster is
+    asked in an errand.
     """
 
     def __init__(
-        self, offer: Offer, file: LoweredFile, pause: float, clock: Clock, log: Log, may_lower: bool = True
+        self,
+        offer: Offer,
+        file: LoweredFile,
+        pause: float,
+        clock: Clock,
+        log: Log,
+        errands: Errands,
+        may_lower: bool = True,
     ) -> None:
         self._offer = offer
         self._file = file
@@ -125,6 +134,7 @@ class Capacity:
         self._may_lower = may_lower
         self._clock = clock
         self._log = log
+        self._errands = errands
         self._not_before = float("-inf")
         self._said = ""
 
@@ -135,26 +145,34 @@ class Capacity:
 
         Without any unit nothing is known of the node, and what is offered stays.
         """
-        if not units:
+        now = self._clock.monotonic()
+        if not units or now < self._not_before or self._errands.busy:
             return
         out = withheld(units, retired, owners) if self._may_lower else 0
-        now = self._clock.monotonic()
-        if now < self._not_before:
+        try:
+            record = self._file.read()
+        except (NodeAgentError, OSError) as error:
+            self._complain(out, error)
+            return
+        if out == (record.out if record is not None else 0) and (record is None or record.was == record.ours):
             return
         self._not_before = now + self._pause
+        self._errands.run(lambda: self._attempt(record, out))
+
+    def _complain(self, out: int, error: Exception) -> None:
+        if str(error) != self._said:
+            self._log.error("capacity_failed", out=out, why=str(error))
+        self._said = str(error)
+
+    def _attempt(self, record: Lowered | None, out: int) -> None:
         try:
-            self._settle(out)
+            self._change(record, out)
         except (NodeAgentError, OSError) as error:
-            if str(error) != self._said:
-                self._log.error("capacity_failed", out=out, why=str(error))
-            self._said = str(error)
+            self._complain(out, error)
         else:
             self._not_before, self._said = float("-inf"), ""
 
-    def _settle(self, out: int) -> None:
-        record = self._file.read()
-        if out == (record.out if record is not None else 0) and (record is None or record.was == record.ours):
-            return
+    def _change(self, record: Lowered | None, out: int) -> None:
         offered = self._offer.offered()
         if offered is None:
             self._file.remove()

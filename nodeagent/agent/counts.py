@@ -32,6 +32,7 @@ class Counts:
         decisions: Counter[tuple[str, str]],
         source: GpuSource,
         site: Counter[tuple[str, str]],
+        commands: Counter[tuple[str, str]],
     ) -> Counters:
         """Return them as they are now, with what others count."""
         return Counters(
@@ -44,4 +45,5 @@ class Counts:
             getattr(source, "abandoned", 0),
             getattr(source, "overruns", 0),
             dict(site),
+            dict(commands),
         )

@@ -14,10 +14,12 @@ from nodeagent.agent.completer import Completer
 from nodeagent.agent.counts import Counts
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.driver_set import DriverSet
-from nodeagent.agent.lending import RELEASE_DRIVER, Lender, lending
+from nodeagent.agent.lending import RELEASE_DRIVER, Lender, Lending, lending
 from nodeagent.agent.ports import Ports
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
 from nodeagent.agent.reconciler import Reconciler
+from nodeagent.agent.repair import Repair
+from nodeagent.agent.site_commands import SiteCommands
 from nodeagent.agent.surroundings import Surroundings
 from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError, StateGone
@@ -60,7 +62,10 @@ class Cycle:
         self._tidied = float("-inf")
         self._tidy_pause = ASK_AGAIN * config.interval
         self._instances: Instances = {}
-        self._decider = Decider(config, ports.actions, ports.clock, ports.log)
+        self._lending = Lending()
+        self._commands = SiteCommands(config, node, ports.actions, ports.clock, ports.log)
+        self._repair = Repair(config, ports.actions, self._commands, self._lender, ports.clock, ports.log)
+        self._decider = Decider(config, ports.actions, self._commands, ports.clock, ports.log, node, ports.errands)
         self._reconciler = Reconciler(ports.actions.store, ports.scheduler, ports.log, config.roots)
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
@@ -76,6 +81,8 @@ class Cycle:
     def begin(self) -> None:
         """Make hooks see what was retired before this boot, and take up what an agent before this one remembered."""
         self._cleaner.begin(self.ports.state)
+        self._commands.resume()
+        self._repair.resume()
         self._attempt("publish_retired", self.ports.actions.publish_retired)
         try:
             remembered = read_document(self.ports.state, MEMORY)
@@ -98,7 +105,10 @@ class Cycle:
     def end(self) -> None:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
+        self.ports.errands.close()
         self._surroundings.close()
+        self._commands.close()
+        self._repair.close()
         self.ports.source.close()
         self.chronicle.close()
 
@@ -113,7 +123,7 @@ class Cycle:
     @property
     def due(self) -> float:
         """When the next cycle is due although its turn comes later, by the clock's monotonic seconds."""
-        return -inf if self._cleaner.called else self._lender.due
+        return -inf if self._cleaner.called else min(self._lender.due, self._decider.pace.wake, self._repair.due)
 
     @property
     def is_out(self) -> bool:
@@ -147,7 +157,9 @@ class Cycle:
         new._counts = self._counts
         new._instances = self._instances
         new._swept, new._lender = self._swept, self._lender
-        new._decider = self._decider.successor(config, ports.actions)
+        new._commands = self._commands.successor(config, ports.actions)
+        new._repair = self._repair.successor(config, ports.actions, new._commands)
+        new._decider = self._decider.successor(config, ports.actions, new._commands)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
         new._surroundings = self._surroundings.successor(config, ports.actions.store, ports.clock)
@@ -159,7 +171,9 @@ class Cycle:
         if not os.fstat(self.ports.state.fd).st_nlink:
             raise StateGone(self.ports.state.path)
         self._cleaner.called = False
+        self._decider.pace.wake = inf
         self._attempt("take_events", self._take_events)
+        self._lending = Lending()
         swept = None if self._lender.is_away() else self.ports.source.sample()
         facts = self._facts(swept)
         before = self.memory
@@ -177,12 +191,15 @@ class Cycle:
         self.clean()
         self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
         self._attempt("settle_capacity", self._settle_capacity)
+        self._attempt("reboot", lambda: self._repair.reboot(verdict, self._instances))
+        self._commands.step(resting=swept is None)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         self.snapshot = self._snapshot(facts, verdict, started)
         document = published(self.snapshot, self._instances)
         self._attempt("publish", lambda: write_document(self.ports.state, SNAPSHOT, document))
         if swept is not None:
             self._attempt("lend", lambda: self._lend(facts))
+        self._attempt("reset", lambda: self._repair.reset(verdict, self.memory, self._lending, self._instances))
         return self.snapshot
 
     def summary(self) -> str:
@@ -225,11 +242,13 @@ class Cycle:
         """Let NVML go till the next sweep if it is in the way of a reset. Last of all: it may take a second."""
         store = self.ports.actions.store
         retired, owners, kernel_log = store.retired(), store.owners(), self.ports.source.has_kernel_log
-        self._lender.settle(lending(facts, retired, owners, self._instances, kernel_log))
+        self._lending = lending(facts, retired, owners, self._instances, kernel_log)
+        self._lender.settle(self._lending)
 
     def _snapshot(self, facts: NodeFacts, verdict: Verdict, started: float) -> Snapshot:
         """Return what this cycle publishes."""
         record = self.ports.actions.records.drain()
+        (checks, stuck_checks), (commands, stuck_commands) = self._surroundings.site.left(), self._commands.left()
         return Snapshot(
             node=self.node,
             pid=os.getpid(),
@@ -246,9 +265,12 @@ class Cycle:
                 self._decider.counts,
                 self.ports.source,
                 self._surroundings.site.counts,
+                self._commands.counts,
             ),
             history=self.chronicle.keeping(),
-            released=self._lender.let_go(*self._surroundings.site.left()),
+            released=self._lender.let_go(checks + commands, stuck_checks + stuck_commands),
+            scheduler_problem=self._decider.waiting.problem(),
+            drain_waits=self._decider.refusal,
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )
@@ -271,6 +293,7 @@ class Cycle:
                 continue
             if event.kind == BY_HAND:
                 self.chronicle.by_hand(event)
+                self._decider.look()
                 continue
             if event.kind == _CONFLICT:
                 self._reconciler.hint()

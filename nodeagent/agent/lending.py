@@ -96,11 +96,22 @@ class Lender:
         self._released: Released | None = None
         self._lending = Lending()
         self._ending = False
+        self._let_go = False
 
     @property
     def is_out(self) -> bool:
         """Whether somebody has been given the driver, so that nobody of ours may open it."""
         return self._released is not None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether somebody has been given the driver, and no process of ours has it open any more."""
+        return self._released is not None and self._let_go and not self._released.still_open
+
+    @property
+    def request(self) -> str:
+        """The token of the request by which somebody has the driver; empty where nobody has."""
+        return self._released.request if self._released is not None else ""
 
     @property
     def due(self) -> float:
@@ -118,6 +129,7 @@ class Lender:
             return
         until = self._clock.monotonic() + min(LONGEST, seconds)
         kernel_log = self._source.has_kernel_log
+        self._let_go = False
         self._released = Released(until, by, event.fields.get("request", ""), kernel_log=kernel_log)
         self._log.warning("driver_released", by=by, seconds=f"{seconds:g}", xids_seen="yes" if kernel_log else "no")
         self._chronicle.agent("driver released", by=by, seconds=f"{seconds:g}")
@@ -135,6 +147,7 @@ class Lender:
         """
         if self._released is not None:
             self._ending = running > 0
+            self._let_go = True
             self._released = replace(self._released, still_open=self._source.leave() + running + stuck)
         return self._released
 

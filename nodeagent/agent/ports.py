@@ -7,6 +7,7 @@ from typing import Protocol
 
 from nodeagent.agent.actions import Actions
 from nodeagent.agent.capacity import Capacity
+from nodeagent.agent.errand import AtOnce, Errands
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
 from nodeagent.gpu.facts import GpuSource
@@ -36,5 +37,6 @@ class Ports:
     log: Log
     hook_conf: HookConfWriter
     history: History = field(default_factory=NoHistory)
+    errands: Errands = field(default_factory=AtOnce)
     capacity: Capacity | None = None
     """Where what the host offers is for the agent to lower."""

@@ -8,7 +8,7 @@ from nodeagent.cli.context import actions_of, loaded, with_scheduler
 from nodeagent.cli.main import Exit, say
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.policy.decide import BY_ADMIN
-from nodeagent.scheduler.port import REASON_PREFIX
+from nodeagent.scheduler.reason import PREFIX
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Drain the node, whatever the limit says; another's reason still stands above ours."""
-    reason = REASON_PREFIX + " ".join(options.reason.split())
+    reason = PREFIX + " ".join(options.reason.split())
     actions = actions_of(with_scheduler(loaded(options).config))
     actions.drain(reason, RecoveryAction.NONE, BY_ADMIN, force=True)
     say(f"drained: {reason}")

@@ -14,7 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Resume the node. The agent drains it again if its fault persists."""
+    """Resume the node. The agent drains it again only if a fault shows again."""
     actions_of(with_scheduler(loaded(options).config)).resume(BY_ADMIN)
     say("resumed")
     return Exit.OK

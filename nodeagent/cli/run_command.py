@@ -14,6 +14,7 @@ from nodeagent.agent.actions import Actions, Records
 from nodeagent.agent.capacity import Capacity, LoweredFile
 from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.decider import ASK_AGAIN
+from nodeagent.agent.errand import Beside, Errands
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
@@ -61,16 +62,19 @@ def run(options: argparse.Namespace) -> int:
     source = ProbeProcess(found.config)
     records = Records(found.config.data_dir)
     lowered = LoweredFile(Directory(found.config.data_dir))
+    changes = Beside(log)
     kept = found.config.history
     history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
     history.start()
+    errands = Beside(log)
 
     def ports(config: Config, compiler: HookConfCompiler) -> Ports:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
-        capacity = capacity_of(config, lowered, log)
-        return Ports(state, source, scheduler, actions, SystemClock(), log, compiler, history, capacity)
+        capacity = capacity_of(config, lowered, changes, log)
+        clock = SystemClock()
+        return Ports(state, source, scheduler, actions, clock, log, compiler, history, errands, capacity)
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)
@@ -90,13 +94,13 @@ def run(options: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def capacity_of(config: Config, file: LoweredFile, log: Log) -> Capacity | None:
+def capacity_of(config: Config, file: LoweredFile, errands: Errands, log: Log) -> Capacity | None:
     """Return the hand on what a Grid Engine host offers, also where it only gives back what it once took."""
     if config.scheduler.kind != "sge":
         return None
     offer = SgeCapacity(config, node_name(config))
     may_lower = config.scheduler.sge.retire == "complex_values" and not config.policy.dry_run
-    return Capacity(offer, file, ASK_AGAIN * config.interval, SystemClock(), log, may_lower)
+    return Capacity(offer, file, ASK_AGAIN * config.interval, SystemClock(), log, errands, may_lower)
 
 
 def _same_place(old: Loaded, new: Loaded) -> None:

@@ -49,12 +49,16 @@ def _text(document: dict[str, Any]) -> str:
     lines = [head]
     if document["drained"]:
         lines.append(f"drained: {document['drained']}")
+    if document["drain_waits"]:
+        lines.append(f"ought to be drained; {document['drain_waits']}")
     released = document.get("driver_released")
     if released:
         by = released["by"] or "somebody"
         lines.append(f"driver released until {released['until']} by {by}: no GPU is looked at until then")
     if document["history_problem"]:
         lines.append(f"history is not being written: {document['history_problem']}")
+    if document.get("scheduler_problem"):
+        lines.append(f"the scheduler cannot be asked: {document['scheduler_problem']}")
     lines += [f"{finding['severity']}: {finding['evidence']}" for finding in document["node_findings"]]
     if document["gpus"]:
         lines.append(table([_HEAD, *map(_row, document["gpus"])]))

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from nodeagent.config.model import Config, Loaded
+from nodeagent.config.policy_rules import unresolved
+from nodeagent.config.values import BadItem
 from nodeagent.errors import ConfigError, UntrustedFile
 from nodeagent.state.files import read_trusted_bytes
 from nodeagent.state.hook_conf import DEFAULT_CONFIG, state_dir_of
@@ -123,6 +125,10 @@ class _Walk:
             value = self.loader.construct_object(node, deep=True)
             self.found[at] = field.metadata["read"](value)
             self.mine[at] = node.start_mark.line + 1
+            lines = {(*at, str(number)): item.start_mark.line + 1 for number, item in enumerate(_items(node), 1)}
+            self.mine.update(lines)
+        except BadItem as error:
+            self._problem(_items(node)[error.index], (*at, str(error.index + 1)), str(error))
         except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             said = getattr(node, "value", "")
             shown = f" (got {said[:60]!r})" if isinstance(said, str) else ""
@@ -131,6 +137,10 @@ class _Walk:
     def _problem(self, node: yaml.Node, at: Key, what: str) -> None:
         where = ".".join(at) or "the file"
         self.problems.append(f"{self.file}:{node.start_mark.line + 1}: {where}: {what}")
+
+
+def _items(node: yaml.Node) -> list[yaml.Node]:
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _build(kind: Any, at: Key, found: dict[Key, Any]) -> Any:
@@ -152,6 +162,13 @@ def _whole(config: Config) -> Iterator[tuple[Key, str]]:
     if age < 2 * interval:
         key = ("interval",) if age == Config().hooks.verdict_max_age else ("hooks", "verdict_max_age")
         yield key, f"hooks.verdict_max_age ({age:g} s) wants to be twice the interval ({interval:g} s) or more"
+    policy = config.policy
+    if policy.reboot == "scheduler" and config.scheduler.kind != "slurm":
+        yield ("policy", "reboot"), f"scheduler: {config.scheduler.kind} reboots no node; wants off or command"
+    if policy.reboot == "command" and policy.reboot_command not in policy.commands:
+        yield ("policy", "reboot"), "command: wants reboot_command to name one of policy.commands"
+    for number, words in unresolved(policy.rules, policy.commands, config.checks):
+        yield ("policy", "rules", str(number)), words
 
 
 def flatten(config: Any, at: Key = (), hook_only: bool = False) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from nodeagent.config import values
 from nodeagent.config.declare import section, setting
+from nodeagent.config.policy_rules import DEEDS, IDLE, NOW, Rule, SiteCommand, rules, site_commands
+from nodeagent.config.programs import command
 from nodeagent.config.site_checks import SiteCheck, site_checks
 from nodeagent.config.thresholds import (
     Expect,
@@ -156,19 +158,37 @@ class Health:
 
 @dataclass(frozen=True)
 class Policy:
-    """What is done about a finding, by the recovery action it asks for: tell, retire or drain.
+    """What is done about a finding: by the first rule that it fits, else by the recovery action that it asks for.
 
     `retire` becomes a drain where the scheduler cannot spare one GPU and keep the node. A GPU of which nothing is known
     for longer than `unknown_after` is treated as one that asks for reset_gpu: a dying one often has no better answer.
-    With `dry_run` every decision is logged and counted, and nothing is done.
+    `drain_when` is when a drain is made: now, while jobs run that are left to end, or only when no job holds a GPU.
+    With `dry_run` every decision is logged and counted, and nothing is done. `rules` and the `commands` that they may
+    run are described in policy_rules.py.
+
+    With `reset` on, a GPU that was retired because it asks for reset_gpu is reset by `reset_command` (`{uuid}` is the
+    GPU's) when nobody has it and the agent has let go of the driver: at most `reset_tries` times a retirement and boot,
+    each ended after `reset_timeout`. `reboot` is for a node that the agent drained because reboot_node is asked for,
+    when no job holds a unit of it: by the `scheduler`, or by the command of `commands` that `reboot_command` names, at
+    most `reboot_tries` times a day.
     """
 
-    restart_application: str = setting("tell", values.one_of("tell", "retire", "drain"))
-    reset_gpu: str = setting("retire", values.one_of("tell", "retire", "drain"))
-    reboot_node: str = setting("retire", values.one_of("tell", "retire", "drain"))
-    inspect_hardware: str = setting("retire", values.one_of("tell", "retire", "drain"))
+    restart_application: str = setting("tell", values.one_of(*DEEDS))
+    reset_gpu: str = setting("retire", values.one_of(*DEEDS))
+    reboot_node: str = setting("retire", values.one_of(*DEEDS))
+    inspect_hardware: str = setting("retire", values.one_of(*DEEDS))
     unknown_after: float = setting(600.0, values.positive_duration)
+    drain_when: str = setting(NOW, values.one_of(NOW, IDLE))
     dry_run: bool = setting(False, values.boolean, hook=True)
+    rules: tuple[Rule, ...] = setting((), rules)
+    commands: Mapping[str, SiteCommand] = setting({}, site_commands)
+    reset: str = setting("off", values.one_of("off", "on"))
+    reset_command: tuple[str, ...] = setting(("/usr/bin/nvidia-smi", "--gpu-reset", "-i", "{uuid}"), command)
+    reset_timeout: float = setting(120.0, values.positive_duration)
+    reset_tries: int = setting(2, values.positive_count)
+    reboot: str = setting("off", values.one_of("off", "scheduler", "command"))
+    reboot_command: str = setting("", values.name_or_empty)
+    reboot_tries: int = setting(2, values.positive_count)
 
 
 @dataclass(frozen=True)
@@ -194,9 +214,16 @@ class Cleanup:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the cluster this product may take out: nodes (`4`) or a share of them (`10%`), at least one."""
+    """How much of the cluster this product may take out: nodes (`4`) or a share of them (`10%`), at least one.
+
+    `per` says of what: of each partition that has the node (Slurm), of each host group that has the host (Grid Engine),
+    or of all nodes; what the scheduler does not have is all nodes too. A drained node counts until it is resumed, and
+    for `window` seconds from its drain at least. An administrator's `drain` is counted and never refused.
+    """
 
     max_drained: str = setting("10%", values.count_or_percent)
+    per: str = setting("partition", values.one_of("partition", "hostgroup", "cluster"))
+    window: float = setting(0.0, values.duration)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from nodeagent.config import values
+from nodeagent.config.programs import command, programs
 
 _SEVERITIES = ("info", "warning", "error")
-_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,6 @@ class SiteCheck:
     unit_from: str = "node"
 
 
-def command(value: Any) -> tuple[str, ...]:
-    """An argument list that begins with an absolute path."""
-    if not isinstance(value, list) or not value:
-        raise ValueError("wants a list such as [/usr/sbin/nhc, -q]: there is no shell")
-    if not all(isinstance(word, (str, int)) and not isinstance(word, bool) for word in value):
-        raise ValueError("wants a list of texts")
-    words = [str(word) for word in value]
-    if any("\0" in word for word in words):
-        raise ValueError("wants a list of texts without NUL")
-    return (values.absolute_path(words[0]), *words[1:])
-
-
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "command": command,
     "user": values.name_or_empty,
@@ -57,34 +45,4 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def site_checks(value: Any) -> Mapping[str, SiteCheck]:
-    """A mapping of names to checks."""
-    if not isinstance(value, dict):
-        raise ValueError("wants a mapping of names to checks")
-    return {_name(name): _check(str(name), settings) for name, settings in value.items()}
-
-
-def _name(value: Any) -> str:
-    name = values.name(value)
-    if len(name) > _LONGEST_NAME:
-        raise ValueError(f"{name[:20]}…: wants a name of at most {_LONGEST_NAME} characters")
-    return name
-
-
-def _check(name: str, settings: Any) -> SiteCheck:
-    if isinstance(settings, SiteCheck):
-        return settings
-    if not isinstance(settings, dict):
-        raise ValueError(f"{name}: wants a mapping with command: [/path, …]")
-    unknown = sorted(set(map(str, settings)) - {field.name for field in fields(SiteCheck)})
-    if unknown:
-        raise ValueError(f"{name}: {unknown[0]}: unknown key; known here: {', '.join(_READERS)}")
-    if "command" not in settings:
-        raise ValueError(f"{name}: wants a command: [/path, …]")
-    found = {}
-    for key, value in settings.items():
-        try:
-            found[key] = _READERS[key](value)
-        except ValueError as error:
-            raise ValueError(f"{name}: {key}: {error}") from None
-    return SiteCheck(**found)
+site_checks = programs("checks", SiteCheck, _READERS)

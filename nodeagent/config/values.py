@@ -267,6 +267,47 @@ def one_of(*words: str) -> Callable[[Any], str]:
 recovery_action = one_of(*RECOVERY_ACTIONS)
 
 
+class BadItem(ValueError):
+    """One item of a list is wrong: `index` counts from 0."""
+
+    def __init__(self, index: int, words: str) -> None:
+        self.index = index
+        super().__init__(words)
+
+
+def listing(item: Callable[[Any], V]) -> Callable[[Any], tuple[V, ...]]:
+    """Return a reader of a list; what is wrong with an item names it (BadItem)."""
+
+    def read(node: Any) -> tuple[V, ...]:
+        if not isinstance(node, (list, tuple)):
+            raise ValueError("wants a list")
+        found = []
+        for index, one in enumerate(node):
+            try:
+                found.append(item(one))
+            except ValueError as error:
+                raise BadItem(index, str(error)) from None
+        return tuple(found)
+
+    return read
+
+
+def described(settings: Any, readers: Mapping[str, Callable[[Any], Any]], example: str) -> dict[str, Any]:
+    """Return a mapping of settings, each by its own reader; `example` is what one looks like."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"wants a mapping with {example}")
+    unknown = sorted(set(map(str, settings)) - set(readers))
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown key; known here: {', '.join(readers)}")
+    found = {}
+    for key, value in settings.items():
+        try:
+            found[key] = readers[key](value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    return found
+
+
 def mapping(key: Callable[[Any], K], value: Callable[[Any], V]) -> Callable[[Any], Mapping[K, V]]:
     """Return a reader of a mapping."""
 

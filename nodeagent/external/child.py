@@ -1,4 +1,4 @@
-"""One run of a site's check: started as its user, watched, and ended with all that it started. Blocks; for a thread."""
+"""One run of a site's program: started as its user, watched, ended with all that it started. Blocks; for a thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from nodeagent.config.site_checks import SiteCheck
 from nodeagent.errors import UntrustedFile
 from nodeagent.gpu.facts import BROKEN, ENDED, HUNG
 from nodeagent.scheduler.command import BASE_ENVIRONMENT
@@ -22,12 +23,13 @@ from nodeagent.state.files import check_parents
 from nodeagent.state.processes import all_pids
 
 MAX_OUTPUT = 64 << 10
-"""Bytes of output that are kept; the rest is read and dropped, so that the check does not stop at a full pipe."""
+"""Bytes of output that are kept; the rest is read and dropped, so that the program does not stop at a full pipe."""
 MARK = "GPU_NODEAGENT_CHECK"
-"""In the environment of a check and of all that it starts, in whatever session: so they are found again."""
+"""In the environment of a program and of all that it starts, in whatever session: so they are found again."""
 _NAP = 0.1
 _KILL_WAIT = 1.0
 _MOST_PASSES = 50
+_LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,52 @@ class Outcome:
     output: str = ""
     why: str = ""
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether it ended by itself with exit status 0."""
+        return self.kind == ENDED and self.status == 0
+
+    def told(self, timeout: float) -> str:
+        """Return how it ended, on one line, for a program that was given so many seconds."""
+        if self.kind == BROKEN:
+            return self.why
+        said = "".join(c for c in " ".join(self.output.split()) if c.isprintable())[:_LONGEST]
+        how = f"did not end within {timeout:g} s and was ended" if self.kind == HUNG else f"exit status {self.status}"
+        return f"{how}: {said}" if said else how
+
+
+class Program(Protocol):
+    """What is run: an argument list, whom as (empty: our own user), and for how many seconds at most."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The program's absolute path and its arguments."""
+
+    @property
+    def user(self) -> str:
+        """A user's name."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds."""
+
 
 class Run:
-    """A run in progress. `begin` starts it in a thread; `outcome` is there when it is over, None if it was stopped."""
+    """A run in progress. `begin` starts it in a thread; `outcome` is there when it is over, None if it was stopped.
 
-    def __init__(self, check: SiteCheck) -> None:
-        self.check = check
+    The program reads `text` on standard input.
+    """
+
+    def __init__(self, program: Program, text: str = "") -> None:
+        self.program = program
+        self._text = text
         self.outcome: Outcome | None = None
         self.abandoned: subprocess.Popen[bytes] | None = None
         """The process, if even SIGKILL did not end it (state D)."""
         self.stopped = False
         self._token = secrets.token_hex(8)
         self._stopped_read, self._stopped_write = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, daemon=True, name="site-check")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="site-program")
 
     def begin(self) -> None:
         """Start it."""
@@ -77,10 +112,10 @@ class Run:
 
     def _run(self) -> None:
         try:
-            check_executable(self.check.command[0])
+            check_executable(self.program.command[0])
             process = self._start()
         except (OSError, UntrustedFile, KeyError, subprocess.SubprocessError) as error:
-            why = f"no user {self.check.user}" if isinstance(error, KeyError) else str(error)
+            why = f"no user {self.program.user}" if isinstance(error, KeyError) else str(error)
             self.outcome = Outcome(BROKEN, why=f"cannot be started: {why}")
             return
         kind, output = HUNG, bytearray()
@@ -93,27 +128,28 @@ class Run:
             self.outcome = Outcome(kind, status, output.decode("utf-8", "replace"))
 
     def _start(self) -> subprocess.Popen[bytes]:
-        user = pwd.getpwnam(self.check.user) if self.check.user else pwd.getpwuid(os.geteuid())
+        user = pwd.getpwnam(self.program.user) if self.program.user else pwd.getpwuid(os.geteuid())
         environment = {**BASE_ENVIRONMENT, "USER": user.pw_name, "LOGNAME": user.pw_name, MARK: self._token}
         other = user.pw_uid != os.geteuid()
         groups = os.getgrouplist(user.pw_name, user.pw_gid) if other else None
-        return subprocess.Popen(
-            self.check.command,
-            env={**environment, "HOME": user.pw_dir},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            start_new_session=True,
-            user=user.pw_uid if other else None,
-            group=user.pw_gid if other else None,
-            extra_groups=groups,
-        )
+        with _holding(self._text) as stdin:
+            return subprocess.Popen(
+                self.program.command,
+                env={**environment, "HOME": user.pw_dir},
+                cwd="/",
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                start_new_session=True,
+                user=user.pw_uid if other else None,
+                group=user.pw_gid if other else None,
+                extra_groups=groups,
+            )
 
     def _watch(self, process: subprocess.Popen[bytes], output: bytearray) -> str:
         """Take its output until it has ENDED, its time is over (HUNG), or it is stopped (nothing)."""
-        deadline = time.monotonic() + self.check.timeout
+        deadline = time.monotonic() + self.program.timeout
         pipe = -1 if process.stdout is None else process.stdout.fileno()
         os.set_blocking(pipe, False)
         ended = _pidfd(process.pid)
@@ -170,6 +206,19 @@ class Run:
             return False
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _holding(text: str) -> Iterator[int]:
+    """A descriptor from which a program can read that text, however slowly: nobody has to feed it."""
+    if not text:
+        yield subprocess.DEVNULL
+        return
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    with open(fd, "wb", buffering=0) as file:
+        file.write(text.encode("utf-8", "replace"))
+        file.seek(0)
+        yield fd
 
 
 def check_executable(path: str) -> None:

@@ -116,6 +116,6 @@ def look_up(number: int, text: str, overrides: Mapping[int, str]) -> Sxid:
 
     Of a number that is not in the table the kernel's message (`text`) says whether it is fatal.
     """
-    fatal = " Fatal" in text and "Non-fatal" not in text
+    fatal = " Fatal" in text
     known = TABLE.get(number, Sxid(number, "meaning unknown", Reach.LINK if fatal else Reach.NONE))
     return known if number not in overrides else Sxid(number, known.name, Reach[overrides[number].upper()])

@@ -9,9 +9,13 @@ from typing import Any, Protocol
 VERDICT, REASONS, XID = "verdict", "reasons", "xid"
 RETIRE, RESTORE = "retire", "restore"
 DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN = "drain", "resume", "raise_drain", "forget_drain"
+COMMAND, RESET, REBOOT = "run_command", "reset", "reboot"
 AGENT, HISTORY = "agent", "history"
-KINDS = (VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN, AGENT, HISTORY)
-DONE, REFUSED, DRY_RUN = "done", "refused", "dry-run"
+KINDS = (
+    *(VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN),
+    *(COMMAND, RESET, REBOOT, AGENT, HISTORY),
+)
+DONE, REFUSED, DRY_RUN, WAITS, FAILED = "done", "refused", "dry-run", "waits", "failed"
 BY_HAND = "by_hand"
 """The event by which a command tells what an administrator did: only the agent writes history."""
 
@@ -22,9 +26,9 @@ class Entry:
 
     `at` is wall time in seconds. `unit` is a GPU or a part of one, empty for the node; `index`, `bus_id` and `serial`
     are those of its GPU, where they are known. `before` and `after` are verdicts; of a deed `after` is what came of it
-    (done, refused, dry-run). `check`, `severity` and `action` are those of the gravest finding. `by` is who did it:
-    agent, epilog, or admin with a name. `count` is how often an XID came in one cycle. `findings` and `facts` (of that
-    GPU, as they were read) are plain JSON values.
+    (done, refused, dry-run, waits, failed). `check`, `severity` and `action` are those of the gravest finding. `by` is
+    who did it: agent, epilog, or admin with a name. `count` is how often an XID came in one cycle. `findings` and
+    `facts` (of that GPU, as they were read) are plain JSON values.
 
     `again`: it may be in history already. A verdict is then written only if the unit's last one is another, or is not
     OK and of another boot; anything else only if there is none of that kind, unit and time.

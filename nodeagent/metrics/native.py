@@ -107,6 +107,10 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("hook_events_dropped", "Events of hooks that were lost because their file was full.", (), dropped)
     decisions = sorted(count.decisions.items())
     yield _counter("decisions", "What the agent decided and what came of it.", ("action", "result"), decisions)
+    text = "1 while the scheduler answered when it was asked last."
+    yield _gauge("scheduler_up", text, int(not snapshot.scheduler_problem))
+    text = "1 while a drain is wanted and put off: the limit is reached, another node is at it, or the node is taken."
+    yield _gauge("drain_waiting", text, int(bool(snapshot.drain_waits)))
     yield _counter("probe_timeouts", "Sweeps that NVML did not finish in time.", (), [((), count.probe_timeouts)])
     yield _counter("probe_crashes", "Probe processes that died in NVML.", (), [((), count.probe_crashes)])
     abandoned = [((), count.probes_abandoned)]
@@ -115,6 +119,9 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("kernel_log_overruns", text, (), [((), count.kernel_log_overruns)])
     site = sorted(count.site_checks.items())
     yield _counter("site_check_runs", "Runs of the site's own checks and how they ended.", ("check", "result"), site)
+    commands = sorted(count.site_commands.items())
+    text = "Runs of the commands that the policy has, and how they ended."
+    yield _counter("site_command_runs", text, ("command", "result"), commands)
     kept = snapshot.history
     yield _gauge("history_up", "1 while what happens can be written to history.db.", int(not kept.problem))
     yield _counter("history_dropped", "Entries for history that were lost.", (), [((), kept.dropped)])

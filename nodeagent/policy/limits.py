@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nodeagent.scheduler.port import Fleet
 
 
@@ -13,10 +15,9 @@ def most_drained(max_drained: str, nodes: int) -> int:
     return int(max_drained)
 
 
-def may_drain(fleet: Fleet, max_drained: str) -> bool:
-    """Say whether one more node may go.
+def full(fleets: Iterable[Fleet], max_drained: str) -> Fleet | None:
+    """Return the nodes of which no further one may go, of several that the node is among; None where it may.
 
-    What is counted is what the scheduler shows at that moment; agents that drain within the same moment can overshoot
-    by the number of them (docs/decisions: the limit).
+    Between counting and draining nobody else may drain: see `Scheduler.turn`.
     """
-    return fleet.drained_by_us < most_drained(max_drained, fleet.nodes)
+    return next((one for one in fleets if one.drained_by_us >= most_drained(max_drained, one.nodes)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nodeagent.health.finding import RecoveryAction
-from nodeagent.policy.decide import Decision, Drain, Raise, Restore, Resume, Retire
+from nodeagent.policy.decide import Decision, Drain, Raise, Restore, Resume, Retire, RunCommand
 from nodeagent.replay.recording import Header
 from nodeagent.replay.score import Score
 from nodeagent.replay.story import Change, Story
@@ -52,13 +52,18 @@ def _change(change: Change) -> dict[str, Any]:
 def _decision(at: float, decision: Decision) -> dict[str, Any]:
     words = {Retire: "retire", Restore: "restore", Drain: "drain", Resume: "resume", Raise: "raise_drain"}
     action = getattr(decision, "action", RecoveryAction.NONE)
-    return {
+    entry = {
         "at": at,
         "decision": words.get(type(decision), "forget_drain"),
         "unit": getattr(decision, "unit", ""),
         "why": getattr(decision, "reason", ""),
         "action": action.word,
     }
+    if isinstance(decision, RunCommand):
+        found = decision.finding
+        why = f"{decision.command} for {found.evidence}"
+        entry.update(decision="run_command", command=decision.command, why=why, action=found.action.word)
+    return entry
 
 
 def _left(story: Story) -> list[str]:

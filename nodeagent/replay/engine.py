@@ -41,7 +41,8 @@ def replay(sweeps: Iterable[Recorded], config: Config, interval: float) -> Itera
     for recorded in sweeps:
         facts = recorded.facts
         if decider is None or facts.boot_id != node.boot_id:
-            decider = Decider(config, node, hands, _Mute())
+            decider = Decider(config, node, node.commands, hands, _Mute())
+            node.commands.begun.clear()  # what says so is gone with the boot
         node.boot_id, hands.now = facts.boot_id, recorded.at
         verdict, memory = judge(memory, facts, config.health)
         decider.act(verdict)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.policy.decide import (
@@ -15,6 +16,7 @@ from nodeagent.policy.decide import (
     Restore,
     Resume,
     Retire,
+    RunCommand,
 )
 from nodeagent.scheduler.local import LocalScheduler
 
@@ -24,6 +26,7 @@ class RememberedDrain:
 
     def __init__(self) -> None:
         self.record: DrainRecord | None = None
+        self._memos: dict[str, Mapping[str, str]] = {}
 
     def drain(self) -> DrainRecord | None:
         """See DrainRecords."""
@@ -32,6 +35,31 @@ class RememberedDrain:
     def put_drain(self, record: DrainRecord) -> None:
         """See DrainRecords."""
         self.record = record
+
+    def memo(self, name: str) -> Mapping[str, str]:
+        """See DrainRecords."""
+        return self._memos.get(name, {})
+
+    def put_memo(self, name: str, fields: Mapping[str, str]) -> None:
+        """See DrainRecords."""
+        self._memos[name] = fields
+
+
+class RememberedCommands:
+    """The site's commands as values (see agent/decider.py: Commands): none is run; `done` is what would have been."""
+
+    def __init__(self, done: list[Decision]) -> None:
+        self.begun: set[tuple[str, str]] = set()
+        self._done = done
+
+    def begin(self, decision: RunCommand) -> None:
+        """See Commands."""
+        self.begun.add(decision.key)
+        self._done.append(decision)
+
+    def forget(self, keys: Collection[tuple[str, str]]) -> None:
+        """See Commands."""
+        self.begun.difference_update(keys)
 
 
 class RememberedNode:
@@ -46,7 +74,12 @@ class RememberedNode:
         self.scheduler = LocalScheduler()
         self.scheduler.spares_units = spares_units
         self.records = RememberedDrain()
+        self.commands = RememberedCommands(self.done)
         self._retired: dict[str, dict[str, str]] = {}
+
+    def busy(self) -> bool:
+        """See Means: a recording has no locks, so nothing waits for jobs to end."""
+        return False
 
     def publish_retired(self) -> None:
         """See Means: there is one truth only."""
@@ -76,7 +109,7 @@ class RememberedNode:
         """See Means."""
         record = self.records.record
         if record is not None:
-            self.records.put_drain(DrainRecord(record.reason, action, record.by, record.scope))
+            self.records.put_drain(replace(record, action=action))
         self.done.append(Raise(action))
 
     def resume(self) -> None:
@@ -85,8 +118,8 @@ class RememberedNode:
         self.records.record = None
         self.done.append(Resume())
 
-    def forget_drain(self) -> None:
-        """See Means."""
+    def forget_drain(self, faults: Collection[str] = ()) -> None:
+        """See Means: nobody resumes such a node by hand."""
         self.records.record = None
         self.done.append(ForgetDrain())
 

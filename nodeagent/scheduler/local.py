@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.turn import Turn, Unshared
 from nodeagent.state.hook_conf import Gres
 
 
@@ -26,17 +27,22 @@ class LocalScheduler:
         """See Scheduler."""
         return None
 
-    def fleet(self) -> Fleet:
+    def fleets(self) -> tuple[Fleet, ...]:
         """See Scheduler."""
-        return Fleet(1, 0)
+        return (Fleet(1, 0),)
+
+    def turn(self) -> Turn:
+        """See Scheduler."""
+        return Unshared()
 
     def drain_scope(self) -> str:
         """See Scheduler."""
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         """See Scheduler: there is nobody to tell."""
         self._reason = reason
+        return scope
 
     def resume(self, scope: str) -> None:
         """See Scheduler: there is nobody to tell."""

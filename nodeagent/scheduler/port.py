@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nodeagent.lock.record import Owner
+from nodeagent.scheduler.reason import is_ours
+from nodeagent.scheduler.turn import Turn
 from nodeagent.state.hook_conf import Gres
-
-REASON_PREFIX = "gpu-nodeagent/1: "
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,20 @@ class NodeState:
     @property
     def foreign(self) -> bool:
         """Whether somebody else wrote the reason: then it is neither overwritten nor taken back."""
-        return bool(self.reason) and not str(self.reason).startswith("gpu-nodeagent/")
+        return bool(self.reason) and not is_ours(self.reason)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The nodes that share a limit: how many there are, and how many of them this product has drained."""
+    """The nodes that share a limit, by their name: how many there are, and how many others this product has out.
+
+    Those are drained by us now or, where the scheduler can tell, were within `limits.window`. The node that asks is
+    one of `nodes`, and not counted among the drained.
+    """
 
     nodes: int
     drained_by_us: int
+    name: str = "the cluster"
 
 
 class Scheduler(Protocol):
@@ -54,17 +59,30 @@ class Scheduler(Protocol):
 
         """
 
-    def fleet(self) -> Fleet:
-        """Count the nodes that share this node's limit."""
+    def fleets(self) -> tuple[Fleet, ...]:
+        """Count the nodes that share a limit with this one, as `limits.per` says; each of them has to have room."""
+
+    def turn(self) -> Turn:
+        """Return this node's turn at counting and draining, to be entered: while it has it, no other node does."""
 
     def drain_scope(self) -> str:
         """Return what a drain would close now, in the scheduler's own words: what a later `resume` may open again."""
 
-    def drain(self, reason: str, scope: str) -> None:
-        """Let running jobs end and start no new ones. The caller has looked at `node_state` just before."""
+    def drain(self, reason: str, scope: str) -> str:
+        """Let running jobs end and start no new ones; return what of the scope this has closed, and nobody else had.
+
+        Raises:
+            NodeTaken: somebody else has the node: it is as they left it.
+
+        """
 
     def resume(self, scope: str) -> None:
-        """Take jobs again: open what `drain` of that scope closed, and nothing that others closed."""
+        """Take jobs again: open what `drain` of that scope closed, and nothing that others closed.
+
+        Raises:
+            NodeTaken: somebody else has the node: it is as they left it.
+
+        """
 
     def ended_here(self, owners: Iterable[Owner]) -> dict[str, str]:
         """Return grant → evidence, of those jobs of this scheduler that are over by what this node itself shows."""
@@ -74,3 +92,11 @@ class Scheduler(Protocol):
 
     def gres(self) -> dict[int, Gres]:
         """Return what Slurm's GRES indices mean on this node; empty for others."""
+
+
+@runtime_checkable
+class Reboots(Protocol):
+    """A scheduler that can have a node rebooted. May raise CommandFailed."""
+
+    def reboot(self, reason: str) -> None:
+        """Have this node rebooted when its jobs are over, and take jobs again after that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from nodeagent.config.model import Config, Sge
@@ -10,9 +11,13 @@ from nodeagent.lock.evidence import is_run
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.sge_groups import Groups
+from nodeagent.scheduler.sge_turn import Seen, SgeTurn, lately_drained
+from nodeagent.scheduler.turn import Turn
 from nodeagent.state.hook_conf import Gres
 
 _RUN = "/active_jobs/"
+_CHANGED = re.compile(r'changed state of "([^"]+)" \(disabled\)')
 
 
 def sge_environment(sge: Sge) -> dict[str, str]:
@@ -34,9 +39,15 @@ class SgeScheduler:
         self._sge = config.scheduler.sge
         self.spares_units = self._sge.retire != "drain"
         self._timeout = config.scheduler.command_timeout
+        self._limits = config.limits
         self._proc = config.roots.proc
         self._node = node
         self._runner = runner
+        self._groups = Groups(self._qconf)
+        self._seen = Seen()
+
+    def _qconf(self, *arguments: str) -> str:
+        return self._run("qconf", *arguments)
 
     def _run(self, program: str, *arguments: str) -> str:
         return self._runner((f"{self._sge.bin_dir}/{program}", *arguments), sge_environment(self._sge), self._timeout)
@@ -63,18 +74,30 @@ class SgeScheduler:
         """See Scheduler."""
         return None
 
-    def fleet(self) -> Fleet:
+    def fleets(self) -> tuple[Fleet, ...]:
         """See Scheduler: every host with a disabled queue counts as ours, as Grid Engine does not say whose it is."""
-        return Fleet(len(_hosts(self._queues())), len(_hosts(self._queues("-qs", "d"))))
+        hosts, out = _hosts(self._queues()), _hosts(self._queues("-qs", "d"))
+        out |= lately_drained(self._qconf, self._limits.window)
+        out.discard(self._node)
+        groups = self._groups.of(self._node) if self._limits.per == "hostgroup" else {}
+        fleets = {f"host group {name}": hosts & members for name, members in groups.items()} or {Fleet.name: hosts}
+        return tuple(Fleet(len(members), len(members & out), name) for name, members in fleets.items())
+
+    def turn(self) -> Turn:
+        """See Scheduler."""
+        return SgeTurn(self._qconf, self._node, self._limits.window, self._timeout, self._seen)
 
     def drain_scope(self) -> str:
         """See Scheduler: the queue instances of the host that are enabled now."""
         return " ".join(sorted(self._open()))
 
-    def drain(self, reason: str, scope: str) -> None:
-        """See Scheduler: disable those queue instances; the agent and the load sensor keep the reason."""
-        if scope:
-            self._run("qmod", "-d", *scope.split())
+    def drain(self, reason: str, scope: str) -> str:
+        """See Scheduler: disable those queue instances; the agent and the load sensor keep the reason.
+
+        Of each the qmaster says whether it changed it, or somebody else had disabled it already: it stays theirs then.
+        """
+        said = self._run("qmod", "-d", *scope.split()) if scope else ""
+        return " ".join(sorted(_CHANGED.findall(said)))
 
     def resume(self, scope: str) -> None:
         """See Scheduler: what an administrator disabled stays disabled."""

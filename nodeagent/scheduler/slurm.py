@@ -12,9 +12,13 @@ from nodeagent.config.model import Config
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
-from nodeagent.scheduler.command import Runner, run
-from nodeagent.scheduler.port import REASON_PREFIX, Fleet, NodeState
+from nodeagent.scheduler import slurm_drain
+from nodeagent.scheduler.command import Conversation, Runner, run
+from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.reason import is_ours
 from nodeagent.scheduler.slurm_job import granted_indices
+from nodeagent.scheduler.slurm_turn import SlurmTurn, lately_drained
+from nodeagent.scheduler.turn import Turn
 from nodeagent.state.hook_conf import Gres
 
 _MARK = "@@"
@@ -25,7 +29,7 @@ _FINAL = (
 _LASTING = {"4294967291", "4294967292", "batch", "extern"}
 """Steps that begin and end with their job: slurm.h's SLURM_BATCH_SCRIPT and SLURM_EXTERN_CONT."""
 _SOCKETS = ("/usr/bin/find", "-maxdepth", "1", "-type", "s", "-printf", "%f %T@\n")
-_OUT = ("drain", "down", "fail")  # states in which a node takes no job and a reason stands
+_OURS = ("drain", "reboot")  # states in which our reason may stand: `reboot` while one that we asked for is made
 _GRES = re.compile(r"Gres Name=(\S+) .*?Count=(\d+)(?: .*?File=(\S+))?")
 _SHARED = ("shard", "mps")
 _CAPS = "/nvidia-caps/"
@@ -42,9 +46,11 @@ class SlurmScheduler:
     def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
         self._bin = config.scheduler.slurm.bin_dir
         self._sbin = config.scheduler.slurm.sbin_dir
-        self._conf = config.scheduler.slurm.conf
+        conf = config.scheduler.slurm.conf
+        self._environment = {"SLURM_CONF": conf} if conf else {}
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
+        self._limits = config.limits
         self._node = node
         self._runner = runner
         self._slurmd_said = ""
@@ -52,37 +58,60 @@ class SlurmScheduler:
         self._lasting: set[str] = set()
 
     def _run(self, *argv: str, complaints: bool = False) -> str:
-        environment = {"SLURM_CONF": self._conf} if self._conf else {}
-        return self._runner(argv, environment, self._timeout, complaints)
+        return self._runner(argv, self._environment, self._timeout, complaints)
+
+    def _scontrol(self, *arguments: str) -> str:
+        return self._run(f"{self._bin}/scontrol", *arguments)
 
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
         argv = (f"{self._bin}/sinfo", "-N", "-h", "-a", "-n", self._node, "-o", f"{_MARK}%T|%E")
         for state, reason in _records(self._run(*argv), 2):
-            out = any(word in state.lower() for word in _OUT)
+            out = any(word in state.lower() for word in slurm_drain.OUT)
             return NodeState(out, "" if reason == "none" else reason)
         raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
-    def fleet(self) -> Fleet:
-        """See Scheduler: the nodes of this node's partitions."""
+    def fleets(self) -> tuple[Fleet, ...]:
+        """See Scheduler: each of this node's partitions, or all nodes."""
         said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-a", "-o", f"{_MARK}%R|%N|%T|%E")
-        rows = list(_records(said, 4))
-        partitions = {partition for partition, node, _, _ in rows if node == self._node}
-        nodes = {node: (state, reason) for partition, node, state, reason in rows if partition in partitions}
-        ours = sum("drain" in state.lower() and reason.startswith(REASON_PREFIX) for state, reason in nodes.values())
-        return Fleet(len(nodes), ours)
+        out = lately_drained(self._scontrol, self._limits.window)
+        fleets: dict[str, set[str]] = {}
+        for partition, node, state, reason in _records(said, 4):
+            name = f"partition {partition}" if self._limits.per == "partition" else Fleet.name
+            fleets.setdefault(name, set()).add(node)
+            if any(word in state.lower() for word in _OURS) and is_ours(reason):
+                out.add(node)
+        out.discard(self._node)
+        return tuple(Fleet(len(nodes), len(nodes & out), name) for name, nodes in fleets.items() if self._node in nodes)
+
+    def turn(self) -> Turn:
+        """See Scheduler."""
+        return SlurmTurn(self._scontrol, self._node, self._limits.window, self._timeout)
 
     def drain_scope(self) -> str:
         """See Scheduler."""
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         """See Scheduler."""
-        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
+        slurm_drain.drain(self._talk, self._node, reason, self._put_back)
+        return scope
 
     def resume(self, scope: str) -> None:
-        """See Scheduler. Since some release after 22.05 a reason outlives its drain unless it is said to be none."""
-        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=resume", "reason=none")
+        """See Scheduler."""
+        slurm_drain.resume(self._talk, self._node, self._put_back)
+
+    def _put_back(self, reason: str) -> None:
+        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
+
+    def _talk(self) -> Conversation:
+        environment = {**self._environment, **slurm_drain.WIDE}
+        return Conversation((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
+
+    def reboot(self, reason: str) -> None:
+        """See Reboots: the controller has slurmd run RebootProgram when no job is left."""
+        words = ("ASAP", "nextstate=resume", f"reason={reason}")
+        self._run(f"{self._bin}/scontrol", "reboot", *words, self._node)
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""

@@ -144,9 +144,9 @@ class SlurmCluster(Cluster):
         """The node's daemon."""
         return self._slurmd[node]
 
-    def start_slurmd(self, node: str, timeout: float = 15) -> None:
-        """Start a node's daemon; returns when it has registered."""
-        self._launch_slurmd(node, timeout)
+    def start_slurmd(self, node: str, timeout: float = 15, *, rebooted: bool = False) -> None:
+        """Start a node's daemon, with `rebooted` as after a boot; returns when it has registered."""
+        self._launch_slurmd(node, timeout, *(["-b"] if rebooted else []))
         self.wait_node(node, lambda seen: not seen.state.startswith(("down", "unk")) and seen.state[-1] != "*", timeout)
 
     def kill_slurmd(self, node: str, sig: int = signal.SIGKILL) -> None:
@@ -305,9 +305,10 @@ class SlurmCluster(Cluster):
         question = ("munge", "--no-input", "--socket", str(home / "socket"), "--output", "/dev/null")
         wait_for(lambda: self._answers(munged, *question), 5, "munged", self.log_tails)
 
-    def _launch_slurmd(self, node: str, timeout: float) -> None:
+    def _launch_slurmd(self, node: str, timeout: float, *words: str) -> None:
         before = self._log_of(node).count("slurmd started on")
-        daemon = self._slurmd[node] = self._launch(f"slurmd-{node}", "slurmd", "-D", "-N", node, "-f", str(self.conf))
+        argv = ["-D", *words, "-N", node, "-f", str(self.conf)]
+        daemon = self._slurmd[node] = self._launch(f"slurmd-{node}", "slurmd", *argv)
 
         def started() -> bool:
             if (status := daemon.status()) is not None:

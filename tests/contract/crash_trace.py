@@ -76,7 +76,9 @@ class Hook:
 
     def refused(self, call: Call, error: str) -> Ended:
         """Run the hook; this one call fails and is not carried out."""
-        return self._run("-e", f"trace={call.name}", "-e", f"inject={call.name}:error={error}:when={call.nth}")
+        refusal = f"inject={call.name}:error={error}:when={call.nth}"
+        # A filter of the kernel's saves the stops at other calls; at its own stops strace cannot send a signal.
+        return self._run("--seccomp-bpf", "-e", f"trace={call.name}", "-e", refusal)
 
     def struck(self, call: Call) -> bool:
         """Say whether the call that was refused in the last run is that very one, as far as its arguments show it.
@@ -90,7 +92,7 @@ class Hook:
     def _run(self, *options: str) -> Ended:
         began = time.monotonic()
         done = subprocess.run(
-            [self._strace, "-f", "--seccomp-bpf", "-qq", "-o", str(self._log), *options, *self._argv],
+            [self._strace, "-f", "-qq", "-o", str(self._log), *options, *self._argv],
             env=self._environ,
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -43,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "external": {"clock", "config", "errors", "gpu", "scheduler", "state"},
     "job": {"clock", "gpu", "lock", "state"},
     "health": {"config", "errors", "gpu", "state"},
-    "policy": {"config", "health", "scheduler", "state"},
+    "policy": {"config", "health", "lock", "scheduler", "state"},
     "history": {"errors", "state"},
     "snapshot": {"gpu", "health", "history"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
 MUTATED = "nodeagent/health"
-BESIDE = ("test_leftover.py", "test_site_check.py")
+BESIDE = ("test_leftover.py", "test_lending.py", "test_site_check.py")
 """Tests of health/ whose names do not begin with test_health_."""
 QUICK = ("no:cacheprovider", "no:unraisableexception", "no:threadexception", "no:logging")
 """pytest's plugins that no test here needs; without them a mutant is tried in half of the time."""
@@ -22,7 +22,8 @@ def make(place: Path) -> None:
     place.mkdir(parents=True)
     leave = shutil.ignore_patterns("__pycache__")
     shutil.copytree(TREE / "nodeagent", place / "nodeagent", ignore=leave)
-    shutil.copytree(TREE / "tests" / "unit", place / "tests" / "unit", ignore=leave)
+    for kind in ("unit", "hardware"):  # what every run of pytest says of the latter is in tests/conftest.py
+        shutil.copytree(TREE / "tests" / kind, place / "tests" / kind, ignore=leave)
     for file in (TREE / "pyproject.toml", *(TREE / "tests").glob("*.py")):
         shutil.copy(file, place / file.relative_to(TREE))
     for path in sorted((place / MUTATED).rglob("*.py")):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nodeagent.agent.capacity import Capacity, Lowered, LoweredFile, lowered, withheld
+from nodeagent.agent.errand import AtOnce
 from nodeagent.config.model import Config, Scheduler, Sge
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import HOLD, Owner
@@ -59,7 +60,7 @@ class Node:
         self.restart()
 
     def restart(self, may_lower: bool = True) -> None:
-        self.capacity = Capacity(self.host, self._file, 60.0, self.clock, self.log, may_lower)  # type: ignore[arg-type]
+        self.capacity = Capacity(self.host, self._file, 60.0, self.clock, self.log, AtOnce(), may_lower)  # type: ignore[arg-type]
 
     def settle(self, *out: int, lines: tuple[UnitLine, ...] = ALL_WELL) -> int | None:
         """Let the agent look while these GPUs are retired, and return what the host offers then."""

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from nodeagent.health.finding import RecoveryAction
 from nodeagent.history.entry import Entry, Keeping
 from nodeagent.lock.record import Owner
 from nodeagent.lock.store import Store
+from nodeagent.metrics.native import render
 from nodeagent.policy.decide import BY_ADMIN, DrainRecord
 from nodeagent.report import locks_document, status_document
 from nodeagent.scheduler.port import Fleet, NodeState
+from nodeagent.scheduler.turn import NotOurTurn, Turn, Unshared
 from nodeagent.state import events
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
@@ -47,6 +50,13 @@ class FakeClock:
         return 1.7e9 + self.now
 
 
+class EndedTurn(Unshared):
+    """A turn that is over before it can be spent."""
+
+    def _is_over(self) -> bool:
+        return True
+
+
 class FakeScheduler:
     """One node of a fleet, as a scheduler would tell it."""
 
@@ -56,6 +66,9 @@ class FakeScheduler:
         self.spares_units = spares_units
         self.state = NodeState(False)
         self.others = Fleet(10, 0)
+        self.taken = False
+        self.slow = False
+        self.turns = 0
         self.asked = 0
         self.broken = False
         self.late = False
@@ -74,19 +87,26 @@ class FakeScheduler:
     def granted(self, owner: Owner) -> tuple[int, ...] | None:
         return None
 
-    def fleet(self) -> Fleet:
-        return self.others
+    def fleets(self) -> tuple[Fleet, ...]:
+        return (self.others,)
+
+    def turn(self) -> Turn:
+        self.turns += 1
+        if self.taken:
+            raise NotOurTurn("another node counts and drains at this moment")
+        return EndedTurn() if self.slow else Unshared()
 
     def drain_scope(self) -> str:
         return "node"
 
-    def drain(self, reason: str, scope: str) -> None:
+    def drain(self, reason: str, scope: str) -> str:
         assert scope == "node"
         self.drains += 1
         if self.late:  # it takes effect, and the answer comes too late
             self.state = NodeState(True, reason)
             raise CommandFailed(["/usr/bin/scontrol"], None, "")
         self.state = NodeState(True, reason)
+        return scope
 
     def resume(self, scope: str) -> None:
         assert scope == "node"
@@ -272,7 +292,7 @@ def test_a_scheduler_that_cannot_spare_a_gpu_loses_the_node_and_gets_it_back(slu
     slurmish.run()
     state = slurmish.scheduler.state
     assert state.drained and state.reason is not None and state.reason.startswith("gpu-nodeagent/1: ")
-    assert "reset_gpu" in state.reason and slurmish.uuid(1) in state.reason
+    assert "reset_gpu" in state.reason and slurmish.uuid(1)[:12] in state.reason
     slurmish.cycle = slurmish.new_cycle()
     slurmish.source.heal()
     slurmish.run(4)
@@ -315,6 +335,74 @@ def test_the_limit_refuses_and_the_refusal_is_told_once(tmp_path: Path) -> None:
     bench.scheduler.others = Fleet(10, 1)
     bench.run(7)
     assert bench.scheduler.state.drained
+
+
+def gauge(bench: Bench, name: str) -> float:
+    """A metric without labels, of the last cycle."""
+    page = render(bench.cycle.snapshot, {}).decode()
+    return float(next(line.split()[1] for line in page.splitlines() if line.startswith(f"gpu_nodeagent_{name} ")))
+
+
+def test_a_refused_drain_is_seen_till_it_is_made(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, spares_units=False, limits=Limits("2"))
+    bench.scheduler.others = Fleet(10, 2, "partition main")
+    bench.run()
+    assert gauge(bench, "drain_waiting") == 0
+    bench.source.lose(1)
+    bench.run(10)
+    assert gauge(bench, "drain_waiting") == 1
+    published = read_document(bench.state, SNAPSHOT)
+    document = status_document(published, {}, {}, bench.clock.now, "boot-1", "n1")
+    assert document["drain_waits"] == (
+        "nothing done: limits.max_drained (2) is reached: 2 of 10 nodes of partition main are out"
+    )
+    assert bench.scheduler.turns == 0, "who would be refused keeps nobody waiting"
+    bench.scheduler.others = Fleet(10, 1)
+    bench.run(7)
+    assert gauge(bench, "drain_waiting") == 0
+    assert bench.scheduler.turns == 1
+
+
+def test_a_refused_drain_that_is_wanted_no_more_waits_no_more(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    bench = Bench(tmp_path, spares_units=False, limits=Limits("0"))
+    bench.run()
+    bench.source.lose(1)
+    bench.run(4)
+    assert gauge(bench, "drain_waiting") == 1
+    bench.source.heal()
+    bench.run(4)
+    assert gauge(bench, "drain_waiting") == 0 and not bench.scheduler.state.drained
+
+
+def test_a_node_whose_turn_it_is_not_tries_again_before_its_next_cycle(slurmish: Bench) -> None:
+    slurmish.run()
+    slurmish.scheduler.taken = True
+    slurmish.source.lose(1)
+    slurmish.run()
+    assert not slurmish.scheduler.state.drained and gauge(slurmish, "drain_waiting") == 1
+    assert 3 <= slurmish.cycle.due - slurmish.clock.now <= 6
+    slurmish.run(20)
+    assert slurmish.scheduler.turns <= 8, "ever more seldom"
+    assert slurmish.log.kinds().count("drain_waits") == 1
+    slurmish.scheduler.taken = False
+    slurmish.run(7)
+    assert slurmish.scheduler.state.drained and gauge(slurmish, "drain_waiting") == 0
+    assert slurmish.cycle.due == inf
+    assert slurmish.cycle.snapshot is not None
+    assert slurmish.cycle.snapshot.counters.decisions["drain", "waiting"] >= 5
+
+
+def test_a_drain_whose_turn_ended_before_it_is_not_made(slurmish: Bench) -> None:
+    """Its record stays till the next look: whether the command was sent is not known by then to who starts anew."""
+    actions = slurmish.cycle.ports.actions
+    slurmish.scheduler.slow = True
+    with pytest.raises(NotOurTurn):
+        actions.drain("gpu-nodeagent/1: x", RecoveryAction.NONE)
+    assert slurmish.scheduler.drains == 0
+    slurmish.run(7)
+    assert actions.records.drain() is None
 
 
 def test_a_controller_that_does_not_answer_costs_nothing_but_a_line(slurmish: Bench) -> None:

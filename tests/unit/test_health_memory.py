@@ -79,6 +79,12 @@ def test_everything_that_is_remembered_survives_in_a_file() -> None:
     assert from_plain(json.loads(json.dumps(to_plain(bare)))) == bare
 
 
+def test_a_latch_of_before_switches_were_watched_waits_for_nobody() -> None:
+    written = plain()
+    del written["units"][0]["latches"][0]["waiting"]
+    assert from_plain(written) == remembered(FULL)
+
+
 @pytest.mark.parametrize(
     ("damaged", "found"),
     [

@@ -305,6 +305,12 @@ def test_as_many_ports_as_the_site_wants(rate: float) -> None:
     assert cycles.verdict.node_findings == ()
 
 
+def test_a_port_that_does_not_say_its_rate_is_not_as_fast_as_the_site_wants() -> None:
+    cycles = Cycles(Health(infiniband=Infiniband(ports=1, rate=0.5)))
+    watch(cycles, 40, replace(UP, rate=None))
+    assert of_node(cycles) == [("infiniband", ERROR, REBOOT)]
+
+
 def test_ports_that_do_not_answer_are_unknown_and_nothing_is_made_of_them() -> None:
     cycles = Cycles(Health(infiniband=Infiniband(ports=1)))
     watch(cycles, 2, UP)
@@ -367,6 +373,7 @@ OWN = Process(50, 1, 1001, "alice", "train", "slurm 17")
         (replace(OWN, job=""), (JOB,), ""),
         (Process(60, 1, 1002, "bob", "x", "sge 8.3"), (ARRAY,), ""),
         (Process(60, 1, 1002, "bob", "x", "sge 8.3"), (JOB, ARRAY), ""),
+        (Process(60, 1, 1002, "bob", "x", "sge 8.4"), (ARRAY,), "process 60 (x) of bob of job sge 8.4"),
         (OWN, (replace(JOB, scheduler="cleaning"),), ""),
         (replace(OWN, job="slurm 18"), (JOB,), "process 50 (train) of alice of job slurm 18"),
         (OWN, (), "process 50 (train) of alice of job slurm 17"),
@@ -386,7 +393,8 @@ OWN = Process(50, 1, 1001, "alice", "train", "slurm 17")
     ],
 )
 def test_a_process_without_a_grant(process: Process, holders: tuple[Holder, ...], words: str) -> None:
-    elsewhere = gpu(1, holders=(JOB, Holder("slurm", "18", user="alice", uid=1001)), processes=(OWN,))
+    others = (Holder("slurm", "18", user="alice", uid=1001), replace(ARRAY, task="4"))
+    elsewhere = gpu(1, holders=(JOB, *others), processes=(OWN,))
     settings = replace(AT_ONCE, rogue=Rogue(users=("monitor",)))
     cycles = Cycles(settings)
     cycles.see(gpu(0, processes=(process,), holders=holders), elsewhere, locked=True)
@@ -500,13 +508,22 @@ def test_a_fault_of_the_fabric_before_any_gpu_was_read_stands_until_the_next_boo
 def test_a_site_says_how_far_a_switchs_fault_reaches() -> None:
     cycles = Cycles(Health(sxid_reach={22003: "none", 11012: "fabric", 31001: "link"}))
     cycles.see(gpu(0), xids=(fault(22003), fault(11012), fault(31001)))
-    assert [(one.severity, one.evidence.split()[1]) for one in cycles.verdict.node_findings] == [
-        *((ERROR, "11012"), (WARNING, "31001"), (INFO, "22003")),
+    assert [(one.severity, one.evidence.split(" on ")[0]) for one in cycles.verdict.node_findings] == [
+        (ERROR, "SXid 11012 (single bit ECC error, corrected)"),
+        (WARNING, "SXid 31001 (meaning unknown)"),
+        (INFO, "SXid 22003 (link controller has halted)"),
     ]
     cycles.settings = Health(sxid_reach={11012: "none"})
     for _ in range(3):
         cycles.see(gpu(0))
     assert cycles.verdict.node_state == "OK", "what was latched is taken back, too"
+
+
+def test_a_switch_that_the_kernel_does_not_name_is_somewhere() -> None:
+    cycles = Cycles()
+    cycles.see(gpu(0), xids=(fault(12022, bus_id=""),))
+    (finding,) = cycles.verdict.node_findings
+    assert finding.evidence == "SXid 12022 (egress: double bit error at the input) on NVSwitch of unknown place"
 
 
 def test_the_lists_of_switch_faults_do_not_overlap() -> None:

@@ -226,13 +226,15 @@ def test_what_the_agent_says_of_itself() -> None:
         probes_abandoned=6,
         kernel_log_overruns=8,
     )
-    samples = parse(render(snapshot(node(), counters=counters, history=Keeping("full", 7, 4096)), {}))
+    shown = snapshot(node(), counters=counters, history=Keeping("full", 7, 4096), drain_waits="nothing done")
+    samples = parse(render(shown, {}))
     assert {key: value for key, value in samples.items() if not key[0].startswith(("gpu_", "node_"))} == {
         ("up", ()): 1,
         ("build_info", (("version", "1.2.3"),)): 1,
         ("hook_events_total", (("kind", "granted"),)): 4,
         ("hook_events_dropped_total", ()): 2,
         ("decisions_total", (("action", "drain"), ("result", "refused"))): 1,
+        ("drain_waiting", ()): 1,
         ("probe_timeouts_total", ()): 3,
         ("probe_crashes_total", ()): 5,
         ("probes_abandoned_total", ()): 6,
@@ -241,6 +243,7 @@ def test_what_the_agent_says_of_itself() -> None:
         ("history_dropped_total", ()): 7,
         ("history_bytes", ()): 4096,
         ("driver_released", ()): 0,
+        ("scheduler_up", ()): 1,
         ("cycle_seconds", ()): 0.5,
         ("locks_held", ()): 0,
     }

@@ -1,5 +1,10 @@
 """Decisions from verdicts: pure, so every row of the table can be asked."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 
 from nodeagent.config.model import Policy
@@ -19,7 +24,7 @@ from nodeagent.policy.decide import (
     needs,
     wanted_drain,
 )
-from nodeagent.policy.limits import may_drain, most_drained
+from nodeagent.policy.limits import full, most_drained
 from nodeagent.scheduler.port import Fleet, NodeState
 
 ACTIONS = [action for action in RecoveryAction if action >= RecoveryAction.RESET_GPU]
@@ -90,13 +95,15 @@ def test_a_policy_of_drain_drains_wherever_it_is() -> None:
 def test_an_unfit_driver_drains_the_node() -> None:
     finding = Finding("driver-init", "", Severity.ERROR, "versions differ", RecoveryAction.REBOOT_NODE)
     drain = wanted_drain(verdict(node="FAILED", findings=(finding,)), Policy(), spares_units=True, retired={})
-    assert drain == Drain("gpu-nodeagent/1: versions differ; needs reboot_node", RecoveryAction.REBOOT_NODE)
+    assert drain == Drain(
+        "gpu-nodeagent/1: driver-init: versions differ; needs reboot_node", RecoveryAction.REBOOT_NODE
+    )
     assert wanted_drain(verdict(node="UNKNOWN"), Policy(), spares_units=True, retired={}) is None
 
 
 def test_a_reason_of_many_faults_stays_short() -> None:
     drain = wanted_drain(verdict(*[unit()] * 16), Policy(), spares_units=False, retired={})
-    assert drain is not None and len(drain.reason) <= 350
+    assert drain is not None and len(drain.reason) <= 400
 
 
 DRAIN = Drain("gpu-nodeagent/1: x", RecoveryAction.RESET_GPU)
@@ -110,8 +117,45 @@ def test_a_node_is_drained_once_and_never_over_anothers_reason() -> None:
     assert list(decide_node(DRAIN, OURS, NodeState(True, DRAIN.reason), WELL)) == []
 
 
-def test_a_node_that_somebody_resumed_too_early_is_drained_again() -> None:
-    assert list(decide_node(DRAIN, OURS, NodeState(False), WELL)) == [DRAIN]
+def test_a_node_that_somebody_resumed_is_not_drained_again_for_the_same() -> None:
+    wanted = replace(DRAIN, faults=frozenset({"boot/GPU-a/xid"}))
+    assert list(decide_node(wanted, OURS, NodeState(False), WELL)) == [ForgetDrain(wanted.faults)]
+
+
+def test_a_drain_that_was_never_seen_to_stand_is_made_again() -> None:
+    unseen = replace(OURS, stands=False)
+    assert list(decide_node(DRAIN, unseen, NodeState(False), WELL)) == [DRAIN]
+    assert list(decide_node(None, unseen, NodeState(False), WELL)) == [ForgetDrain()]
+
+
+def faults(found: Verdict, retired: Mapping[str, Mapping[str, str]] | None = None) -> frozenset[str]:
+    drain = wanted_drain(found, Policy(), spares_units=False, retired=retired or {})
+    assert drain is not None
+    return drain.faults
+
+
+def told(words: str, check: str = "xid", state: str = "FAILED") -> UnitVerdict:
+    finding = Finding(check, "GPU-a", Severity.ERROR, words, RecoveryAction.RESET_GPU)
+    return UnitVerdict("GPU-a", state, 0.0, (finding,), 3, 3, "0000:3b:00.0")
+
+
+def test_a_fault_is_the_same_while_it_stands_and_another_when_it_comes_again() -> None:
+    once = verdict(told("XID 79 (fell off) on GPU 3"))
+    going = verdict(told("XID 79 (fell off) on GPU 3 (not seen now; clean cycles: 1 of 3)"))
+    assert faults(once) == faults(going)
+    for other in ("XID 79 (fell off) on GPU 3, 2 times", "XID 48 (DBE) on GPU 3"):
+        assert not faults(verdict(told(other))) <= faults(once)
+    assert not faults(replace(once, boot_id="next")) <= faults(once)
+    reading, later = (verdict(told(f"{errors} errors", "ecc")) for errors in (3, 4))
+    assert faults(reading) == faults(later), "a value that goes on rising is the same fault"
+
+
+def test_a_unit_that_stays_retired_after_its_fault_is_no_new_fault() -> None:
+    retired = {"GPU-a": {"since": "7", "reason": "x"}}
+    assert faults(verdict(unit("OK")), retired) <= faults(verdict(unit()), retired)
+    assert not faults(verdict(unit("OK")), {"GPU-a": {"since": "8"}}) <= faults(verdict(unit()), retired)
+    silent = Verdict("boot", 700.0, (UnitVerdict("GPU-a", "UNKNOWN", 0.0),))
+    assert faults(silent) == {"boot/GPU-a/unknown"}
 
 
 def test_only_our_own_drain_is_taken_back_and_only_when_all_is_well() -> None:
@@ -136,5 +180,12 @@ def test_only_our_own_drain_is_taken_back_and_only_when_all_is_well() -> None:
 def test_how_many_nodes_may_be_out(limit: str, nodes: int, most: int) -> None:
     assert most_drained(limit, nodes) == most
     if most:
-        assert may_drain(Fleet(nodes, most - 1), limit)
-    assert not may_drain(Fleet(nodes, most), limit)
+        assert full([Fleet(nodes, most - 1)], limit) is None
+    assert full([Fleet(nodes, most)], limit) == Fleet(nodes, most)
+
+
+def test_every_group_that_has_the_node_has_to_have_room() -> None:
+    small, large = Fleet(4, 1, "partition debug"), Fleet(100, 1, "partition main")
+    assert full([large, small], "10%") is small
+    assert full([large, small], "2") is None
+    assert full([], "10%") is None, "a node in no partition is out already"

@@ -12,9 +12,10 @@ import pytest
 
 from nodeagent.cli.main import main
 from nodeagent.config.model import Config, Health, Policy, Scheduler
+from nodeagent.config.policy_rules import Rule, SiteCommand
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import UnitVerdict, Verdict
-from nodeagent.policy.decide import Drain, Raise, Restore, Resume, Retire
+from nodeagent.policy.decide import Drain, Raise, Restore, Resume, Retire, RunCommand
 from nodeagent.replay.engine import Step, replay
 from nodeagent.replay.recording import Entry, Header, Recorded, Truth, line_of
 from nodeagent.replay.score import score, total
@@ -284,3 +285,31 @@ def test_options_of_a_recording_want_a_recording(
 ) -> None:
     assert main(["check", *words, "--config", config]) == 64
     assert "--record" in capsys.readouterr().err
+
+
+def test_a_replay_shows_what_rules_would_do_and_which_commands_would_run(
+    source: FakeGpuSource, tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = tmp_path / "ran"
+    with open(config, "a") as file:
+        file.write(
+            f"policy:\n  dry_run: true\n  commands: {{page: {{command: [/usr/bin/touch, {ran}]}}}}\n"
+            "  rules: [{check: gpu-lost, do: drain, drain_when: idle, run: page}]\n"
+        )
+    path = written(tmp_path / "r.jsonl", losing(source))
+    _, text = ask(capsys, "replay", str(path), "--config", config, "--json")
+    assert [(one["at"], one["decision"], one.get("command")) for one in json.loads(text)["decisions"]] == [
+        *((20.0, "retire", None), (20.0, "drain", None), (20.0, "run_command", "page")),
+        *((60.0, "restore", None), (60.0, "resume", None)),
+    ]
+    assert "run_command: page for GPU 1" in ask(capsys, "replay", str(path), "--config", config)[1]
+    assert not ran.exists()
+
+
+def test_a_command_runs_again_after_a_reboot(source: FakeGpuSource) -> None:
+    source.lose(1)
+    seen = sweeps(source, 3)
+    again = [replace(one, at=one.at + 60.0, facts=replace(one.facts, boot_id="another")) for one in seen]
+    rules = Policy(rules=(Rule(run="page"),), commands={"page": SiteCommand(("/bin/true",))})
+    story = tell(replay([*seen, *again], Config(policy=rules), 10.0))
+    assert [at for at, kind in decisions(story) if kind is RunCommand] == [0.0, 60.0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.config.model import Config, Drivers, Roots, Scheduler, Slurm
+from nodeagent.config.model import Config, Drivers, Limits, Roots, Scheduler, Slurm
 from nodeagent.drivers.site_set import bind_list
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.record import Owner
@@ -19,6 +19,7 @@ from nodeagent.scheduler.slurm import (
     spool_directory,
 )
 
+DEFAULT_LIMITS = Limits()
 RECORDED = Path(__file__).resolve().parents[1] / "recorded" / "slurmd-G"
 
 
@@ -45,9 +46,9 @@ class Answers:
         return answer
 
 
-def slurm(**answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
+def slurm(limits: Limits = DEFAULT_LIMITS, **answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
     runner = Answers(**answers)
-    config = Config(scheduler=Scheduler(kind="slurm", slurm=Slurm(conf="/etc/s.conf")))
+    config = Config(limits=limits, scheduler=Scheduler(kind="slurm", slurm=Slurm(conf="/etc/s.conf")))
     return SlurmScheduler(config, "n1", runner), runner
 
 
@@ -61,6 +62,7 @@ def slurm(**answers: "str | CommandFailed") -> "tuple[SlurmScheduler, Answers]":
         ("@@drained*|gpu-nodeagent/1: x\n", NodeState(True, "gpu-nodeagent/1: x")),
         ("@@down*|PSU swap on Tuesday\n", NodeState(True, "PSU swap on Tuesday")),
         ("@@failing|disk\n", NodeState(True, "disk")),
+        ("@@reboot^|gpu-nodeagent/1: x : reboot issued\n", NodeState(True, "gpu-nodeagent/1: x : reboot issued")),
     ],
 )
 def test_slurms_word_on_a_node(said: str, state: NodeState) -> None:
@@ -80,25 +82,40 @@ def test_whose_reason_it_is() -> None:
     assert not NodeState(True, None).foreign and not NodeState(True, "").foreign
 
 
-def test_the_fleet_is_the_nodes_of_our_partitions_each_once() -> None:
-    said = (
-        "@@main|n1|idle|none\n@@main|n2|drained|gpu-nodeagent/1: a\nb\n@@debug|n1|idle|none\n"
-        "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n"
-        "@@other|n4|drained|gpu-nodeagent/1: d\n"
-        "@@main|n5|drained|fan\n"
-    )
-    scheduler, _ = slurm(sinfo=said)
-    assert scheduler.fleet() == Fleet(4, 2)
+SINFO = (
+    "@@main|n1|idle|none\n@@main|n2|drained|gpu-nodeagent/1: a\nb\n@@debug|n1|idle|none\n"
+    "@@debug|n3|drained|gpu-nodeagent/1: c\n@@debug|n2|drained|gpu-nodeagent/1: a\n"
+    "@@other|n4|drained|gpu-nodeagent/1: d\n"
+    "@@main|n5|drained|fan\n@@main|n6|down|gpu-nodeagent/1: resumed while it was down\n"
+    "@@main|n7|reboot^|gpu-nodeagent/1: e : reboot issued\n@@main|n8|reboot|new kernel\n"
+)
 
 
-def test_draining_names_the_node_and_keeps_the_reason_in_one_word() -> None:
-    scheduler, runner = slurm(scontrol="")
-    scheduler.drain("gpu-nodeagent/1: GPU 1; rm -rf /", scheduler.drain_scope())
-    scheduler.resume("node")
-    assert runner.asked == [
-        ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", "reason=gpu-nodeagent/1: GPU 1; rm -rf /"),
-        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume", "reason=none"),
-    ]
+def test_each_of_the_nodes_partitions_is_counted_for_itself() -> None:
+    assert slurm(sinfo=SINFO)[0].fleets() == (Fleet(6, 2, "partition main"), Fleet(3, 2, "partition debug"))
+
+
+def test_the_cluster_is_every_node_once() -> None:
+    for per in ("cluster", "hostgroup"):
+        assert slurm(Limits(per=per), sinfo=SINFO)[0].fleets() == (Fleet(8, 4, "the cluster"),)
+
+
+def test_a_node_of_no_partition_shares_no_limit() -> None:
+    assert slurm(sinfo="@@main|n2|idle|none\n")[0].fleets() == ()
+
+
+RESERVATIONS = (
+    "ReservationName=gpu-nodeagent-drained-n5 StartTime=2026-11-28T04:29:50 Nodes=(null) State=ACTIVE\n"
+    "ReservationName=gpu-nodeagent-drained-n1 StartTime=2026-11-28T04:29:50 Nodes=(null) State=ACTIVE\n"
+    "ReservationName=gpu-nodeagent-turn StartTime=2026-11-28T04:29:50 Nodes=(null) State=ACTIVE\n"
+    "ReservationName=maintenance StartTime=2026-11-28T04:29:50 Nodes=n6 Comment=gpu-nodeagent-drained-n6\n"
+)
+
+
+def test_within_the_window_a_node_counts_although_it_was_resumed() -> None:
+    scheduler, runner = slurm(Limits(window=3600), sinfo=SINFO, scontrol=RESERVATIONS)
+    assert scheduler.fleets()[0] == Fleet(6, 3, "partition main"), "n2, n7 and n5, and not the node that asks"
+    assert runner.asked[1] == ("/usr/bin/scontrol", "-o", "show", "reservation")
 
 
 def test_gres_indices_run_over_the_records(tmp_path: Path) -> None:
@@ -203,6 +220,8 @@ class Queues:
     def __init__(self, instances: "set[str]", disabled: "set[str]") -> None:
         self.instances = instances
         self.disabled = disabled
+        self.groups: dict[str, str] = {}
+        self.asked_of_groups = 0
         self.environment: Mapping[str, str] = {}
 
     def __call__(
@@ -214,9 +233,14 @@ class Queues:
     ) -> str:
         program, words = argv[0].rpartition("/")[2], list(argv[1:])
         self.environment = environment or {}
+        if program == "qconf":
+            self.asked_of_groups += 1
+            return self.groups[words[1]] if words[0] == "-shgrp_resolved" else "\n".join(self.groups)
         if program == "qmod":
-            (self.disabled.update if words[0] == "-d" else self.disabled.difference_update)(words[1:])
-            return ""
+            known = [word for word in words[1:] if (word in self.disabled) is (words[0] == "-e")]
+            (self.disabled.update if words[0] == "-d" else self.disabled.difference_update)(known)
+            done = {"-d": "disabled", "-e": "enabled"}[words[0]]
+            return "".join(f'root@h1 changed state of "{word}" ({done})\n' for word in known)
         found = self.disabled if "-qs" in words else self.instances
         if "-q" in words:
             host = words[words.index("-q") + 1].partition("@")[2]
@@ -237,7 +261,26 @@ def test_a_host_is_out_when_all_its_queues_are() -> None:
     for disabled, out in ((set(), False), ({"short.q@h1"}, False), ({"all.q@h1", "short.q@h1"}, True)):
         scheduler = SgeScheduler(Config(), "h1", Queues(queues, set(disabled)))
         assert scheduler.node_state() == NodeState(out, None)
-    assert SgeScheduler(Config(), "h1", Queues(queues, {"short.q@h1"})).fleet() == Fleet(2, 1)
+
+
+HOSTS = {"all.q@h1", "all.q@h2", "short.q@h2", "all.q@h3", "all.q@h4"}
+
+
+def test_the_fleet_is_all_hosts_and_those_with_a_disabled_queue_are_out() -> None:
+    for per in ("partition", "cluster"):
+        scheduler = SgeScheduler(Config(limits=Limits(per=per)), "h1", Queues(HOSTS, {"short.q@h2", "all.q@h1"}))
+        assert scheduler.fleets() == (Fleet(4, 1, "the cluster"),)
+
+
+def test_each_host_group_that_has_the_host_is_counted_for_itself() -> None:
+    runner = Queues(HOSTS, {"all.q@h2", "all.q@h3"})
+    runner.groups = {"@a": "h1 h2 elsewhere", "@b": "h1 h2 h3", "@c": "h3 h4"}
+    scheduler = SgeScheduler(Config(limits=Limits(per="hostgroup")), "h1", runner)
+    for _ in range(3):
+        assert scheduler.fleets() == (Fleet(2, 1, "host group @a"), Fleet(3, 2, "host group @b"))
+    assert runner.asked_of_groups == 4, "once an hour"
+    alone = SgeScheduler(Config(limits=Limits(per="hostgroup")), "h9", Queues(HOSTS, set()))
+    assert alone.fleets() == (Fleet(4, 0, "the cluster"),)
 
 
 def test_what_an_administrator_disabled_stays_disabled() -> None:
