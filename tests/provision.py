@@ -61,10 +61,11 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "strace": ("strace",),
     "iproute2": ("ip",),
     "namespaces": ("ip", "mount", "nsenter", "unshare"),
+    "trees": ("debootstrap", "dpkg-deb", "tar", "gzip"),
 }
 """What a test may ask for, and the programs that make it up."""
 
-NEEDS_ROOT = frozenset({"slurm", "gridengine", "systemd", "dnf", "namespaces"})
+NEEDS_ROOT = frozenset({"slurm", "gridengine", "systemd", "dnf", "namespaces", "trees"})
 NEEDS_USERS = frozenset({"slurm", "gridengine"})
 
 

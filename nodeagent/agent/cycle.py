@@ -35,7 +35,7 @@ from nodeagent.report import published
 from nodeagent.snapshot import Snapshot
 from nodeagent.state import events, reruns
 from nodeagent.state.documents import MEMORY, SNAPSHOT, read_document, write_document
-from nodeagent.state.verdict_file import VERDICT
+from nodeagent.state.verdict_file import VERDICT, read_verdict
 
 _DAY = 86400.0
 _CONFLICT = "conflict"
@@ -200,6 +200,7 @@ class Cycle:
         self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
         if self._holders is not None:
             self._holders.run()
+        self._attempt("settle_capacity", self._settle_capacity)
         self._attempt("reboot", lambda: self._repair.reboot(verdict, self._instances))
         self._commands.step(resting=swept is None)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
@@ -285,6 +286,12 @@ class Cycle:
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )
+
+    def _settle_capacity(self) -> None:
+        """Have the host offer no more than is in service, as hooks have been told of it."""
+        if self.ports.capacity is not None:
+            store = self.ports.actions.store
+            self.ports.capacity.settle(read_verdict(self.ports.state).units, store.retired(), store.owners())
 
     def _take_events(self) -> None:
         for event in events.take(self.ports.state):

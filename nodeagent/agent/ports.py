@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodeagent.agent.actions import Actions
+from nodeagent.agent.capacity import Capacity
 from nodeagent.agent.errand import AtOnce, Errands
 from nodeagent.agent.journal import Log
 from nodeagent.clock import Clock
@@ -43,3 +44,5 @@ class Ports:
     errands: Errands = field(default_factory=AtOnce)
     holders: HolderPort | None = None
     holder_errands: Errands = field(default_factory=AtOnce)
+    capacity: Capacity | None = None
+    """Where what the host offers is for the agent to lower."""

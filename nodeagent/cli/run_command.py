@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.capacity import Capacity, LoweredFile
 from nodeagent.agent.cycle import Cycle
-from nodeagent.agent.errand import Beside
+from nodeagent.agent.decider import ASK_AGAIN
+from nodeagent.agent.errand import Beside, Errands
 from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
@@ -31,6 +33,7 @@ from nodeagent.lock.record import Owner
 from nodeagent.lock.store import LOCKS, Store
 from nodeagent.metrics.server import MetricsServer, directory_version
 from nodeagent.scheduler.registry import node_name, scheduler_of
+from nodeagent.scheduler.sge_capacity import SgeCapacity
 from nodeagent.scheduler.slurm import SlurmScheduler
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.boot import boot_id
@@ -59,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
         log.error("hook_conf_failed", why=str(error))
     source = ProbeProcess(found.config)
     records = Records(found.config.data_dir)
+    lowered = LoweredFile(Directory(found.config.data_dir))
+    changes = Beside(log)
     kept = found.config.history
     history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
     history.start()
@@ -69,10 +74,12 @@ def run(options: argparse.Namespace) -> int:
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
         holders = scheduler.holders if isinstance(scheduler, SlurmScheduler) else None
+        capacity = capacity_of(config, lowered, changes, log)
         return Ports(
             *(state, source, scheduler, actions, SystemClock(), log, compiler, history, errands),
             holders=holders,
             holder_errands=holder_errands,
+            capacity=capacity,
         )
 
     def reload(old: Cycle) -> Cycle:
@@ -91,6 +98,15 @@ def run(options: argparse.Namespace) -> int:
         agent.page = MetricsServer(found.config.listen, _Page(agent, found.config.state_dir))
     agent.run()
     return Exit.OK
+
+
+def capacity_of(config: Config, file: LoweredFile, errands: Errands, log: Log) -> Capacity | None:
+    """Return the hand on what a Grid Engine host offers, also where it only gives back what it once took."""
+    if config.scheduler.kind != "sge":
+        return None
+    offer = SgeCapacity(config, node_name(config))
+    may_lower = config.scheduler.sge.retire == "complex_values" and not config.policy.dry_run
+    return Capacity(offer, file, ASK_AGAIN * config.interval, SystemClock(), log, errands, may_lower)
 
 
 def _same_place(old: Loaded, new: Loaded) -> None:

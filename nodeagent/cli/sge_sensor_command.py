@@ -13,12 +13,12 @@ from nodeagent.errors import NodeAgentError
 from nodeagent.gpu.topology import largest_linked
 from nodeagent.hook.node import last_word
 from nodeagent.lock.cleaning import in_cleaning
-from nodeagent.lock.occupancy import Occupancy, named
+from nodeagent.lock.occupancy import Occupancy, usable, vanished
 from nodeagent.lock.record import HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.lock.store import Store
 from nodeagent.scheduler.registry import node_name
 from nodeagent.state.boot import boot_id
-from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine
+from nodeagent.state.verdict_file import FAILED, OK, UnitLine
 
 _LONGEST_REASON = 200
 
@@ -37,31 +37,35 @@ def report(
 ) -> Iterator[str]:
     """Yield `name:value` of one report.
 
-    `gpu` (whatever the site calls it) is the number of units while all are in service: Grid Engine itself subtracts
-    what is in use, so the end of a job counts at once. As soon as one is retired, failed, unknown or held by hand it is
-    the number of free healthy ones (those in cleaning among them: a job that comes now waits for them, and that is
-    milliseconds): the smaller of this and capacity minus use is what jobs are placed by. A shared GPU counts as often
-    as jobs may share it. Without any word of the agent's nothing is offered or withheld; `trouble` is what is amiss
-    with that word. A node that is `unfit` as a whole offers none. `gpu_free` is how many are healthy and free,
-    `gpu_linked` how many GPUs, free as a whole, are all linked with one another: for jobs to ask for.
+    `gpu` (`complex_name`; nothing is said of it without one) is the number of units while all are in service: Grid
+    Engine itself subtracts what is in use, so the end of a job counts at once. As soon as one is retired (and be it
+    gone), failed, unknown or held by hand it is the number of free healthy ones (those in cleaning among them: a job
+    that comes now waits for them, and that is milliseconds): the smaller of this and capacity minus use is what jobs
+    are placed by. A shared GPU counts as often as jobs may share it. Without any word of the agent's nothing is
+    offered or withheld; `trouble` is what is amiss with that word. A node that is `unfit` as a whole offers none.
+    `gpu_free` is how many are healthy and free, `gpu_linked` how many GPUs, free as a whole, are all linked with one
+    another: for jobs to ask for.
     """
     if unfit:
-        yield f"{complex_name}:0"
+        if complex_name:
+            yield f"{complex_name}:0"
         yield f"gpu_faulty:{max(1, len(units))}"
         yield f"gpu_reason:{one_word_line(unfit)}"
         yield "gpu_free:0"
         yield "gpu_linked:0"
         return
-    faulty = [unit for unit in units if not _usable(unit, retired)]
+    faulty = [unit for unit in units if not usable(unit, retired)]
     out = {u.unit: (retired.get(u.unit) or retired.get(u.gpu) or {}).get("reason", u.why) for u in faulty}
+    if units:
+        out.update({name: retired[name].get("reason", "retired") for name in vanished(retired, units)})
     blocked = [unit for unit, owner in owners.items() if owner.scheduler in (HOLD, MAINTENANCE, UNREADABLE)]
     cleaning = in_cleaning(owners)
     occupied = Occupancy({unit: owner for unit, owner in owners.items() if unit not in cleaning}, units)
     well = [unit for unit in units if unit.unit not in out]
     free = sum(map(occupied.free, well))
-    if out or blocked:
+    if complex_name and (out or blocked):
         yield f"{complex_name}:{free}"
-    elif units:
+    elif complex_name and units:
         yield f"{complex_name}:{sum(unit.slots for unit in units)}"
     yield f"gpu_faulty:{len(out)}"
     yield f"gpu_reason:{one_word_line('; '.join(filter(None, [trouble, *out.values()])))}"
@@ -76,10 +80,6 @@ def _linked(units: Sequence[UnitLine], free: Sequence[UnitLine]) -> int:
     whole = [unit for unit in free if unit.unit == unit.gpu]
     places = [column[unit.unit] for unit in whole]
     return largest_linked([[u.links[at] if at < len(u.links) else 0 for at in places] for u in whole])
-
-
-def _usable(unit: UnitLine, retired: Mapping[str, Mapping[str, str]]) -> bool:
-    return unit.state in (OK, DEGRADED) and not named(unit, retired)
 
 
 def models(units: tuple[UnitLine, ...]) -> str:
@@ -106,9 +106,9 @@ def values_of(config: Config, retired: Mapping[str, Mapping[str, str]] | None = 
         )
         unfit = (verdict.node_why or verdict.node_state) if bad and verdict is not None else ""
         sge = config.scheduler.sge
-        said = list(
-            report(units, store.retired() if retired is None else retired, store.owners(), sge.complex, trouble, unfit)
-        )
+        offered = sge.complex if sge.retire == "sensor" else ""
+        out = store.retired() if retired is None else retired
+        said = list(report(units, out, store.owners(), offered, trouble, unfit))
         return [*said, f"{sge.model_complex}:{models(units)}"] if sge.model_complex and units else said
     finally:
         state.close()

@@ -57,6 +57,9 @@ class Sge:
 
     `model_complex` is the complex by which jobs ask for a GPU model (empty: they do not).
     `admin_user` owns the exec daemon's spool directories; `auto` reads it from the cell's bootstrap file.
+    `retire` is how jobs are kept off a GPU that is out of service while the host stays in: `sensor`, the load sensor
+    reports fewer; `complex_values`, the agent lowers the host's own number (which takes a manager's rights, and a
+    `data_dir` that outlives a reboot); `drain`, neither, the host is drained.
     """
 
     root: str = setting("/var/lib/gridengine", values.absolute_path, hook=True)
@@ -68,6 +71,7 @@ class Sge:
     complex: str = setting("gpu", values.name, hook=True)
     model_complex: str = setting("", values.name_or_empty, hook=True)
     admin_user: str = setting("auto", values.name)
+    retire: str = setting("sensor", values.one_of("sensor", "complex_values", "drain"))
 
 
 @dataclass(frozen=True)

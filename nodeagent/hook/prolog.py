@@ -7,7 +7,7 @@ from nodeagent.hook import earlier
 from nodeagent.hook.node import Node
 from nodeagent.lock.cleaning import in_cleaning, take_over
 from nodeagent.lock.model import of_model
-from nodeagent.lock.occupancy import Occupancy, named, part
+from nodeagent.lock.occupancy import Occupancy, named, part, usable
 from nodeagent.lock.placement import choose
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, Owner
 from nodeagent.state.verdict_file import DEGRADED, FAILED, OK, UnitLine, VerdictFile
@@ -74,16 +74,16 @@ def take(
                 return lines_of(verdict, owner.units)
             occupied = Occupancy(held, verdict.units)
             retired = node.store.retired()
-            usable = [u for u in lines if u.state in (OK, DEGRADED) and not named(u, retired)]
-            free = [u for u in usable if occupied.free(u)]
+            well = [u for u in lines if usable(u, retired)]
+            free = [u for u in well if occupied.free(u)]
             if len(free) >= count:
                 chosen = [part(u, occupied.take(u)[0]) for u in _choose(verdict, free, count, spread, occupied)]
                 _claim(node, owner, chosen)
                 return chosen
-        numbers = (count, len(lines), len(usable), len(free), model)
+        numbers = (count, len(lines), len(well), len(free), model)
         if count > len(lines):
             raise (UnitsUnavailable if complete else UnitsBusy)(*numbers)
-        if count > len(usable):
+        if count > len(well):
             raise UnitsRetired(*numbers)
         ends = ends or _ends(node, evidence)
         over = ends.look(held)

@@ -11,6 +11,7 @@ twice:
 """
 
 from nodeagent.lock.unit import is_share, share
+from nodeagent.state.verdict_file import DEGRADED, OK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,3 +75,14 @@ def with_slots(line: "UnitLine", slots: int) -> "UnitLine":
 def named(line: "UnitLine", names: "Mapping[str, object]") -> str:
     """Return by which name a line stands there: its own, or that of the GPU it is an instance of; empty if by none."""
     return line.unit if line.unit in names else line.gpu if line.gpu in names else ""
+
+
+def usable(line: "UnitLine", retired: "Mapping[str, object]") -> bool:
+    """Say whether jobs may get the unit at all: it is well enough and not retired."""
+    return line.state in (OK, DEGRADED) and not named(line, retired)
+
+
+def vanished(retired: "Iterable[str]", lines: "Iterable[UnitLine]") -> "list[str]":
+    """Return what is retired and not there any more, as a GPU that fell off the bus is after a reboot."""
+    names = {name for line in lines for name in (line.unit, line.gpu)}
+    return sorted(unit for unit in retired if unit not in names)

@@ -74,7 +74,8 @@ class _Rehearsed(AbstractContextManager[Asked]):
         said = self._rehearsal(argv, self._environment, self._timeout)
         if not is_question(argv):
             reason = next((word.partition("=")[2] for word in words if word.startswith("reason=")), "")
-            self._after = f"   State=IDLE+DRAIN\n   Reason={reason} [root@now]\n" if reason else "   State=IDLE\n"
+            drained = f"   State=IDLE+DRAIN\n   Reason={reason} [root@now]\n"
+            self._after = drained if "state=drain" in words else "   State=IDLE\n"
         return said
 
 

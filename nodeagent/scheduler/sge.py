@@ -31,13 +31,13 @@ def sge_environment(sge: Sge) -> dict[str, str]:
 
 
 class SgeScheduler:
-    """One exec host. A single GPU is spared through the load sensor, so the host itself rarely has to go."""
+    """One exec host. A single GPU is spared (`scheduler.sge.retire`), so the host itself rarely has to go."""
 
     name = "sge"
-    spares_units = True
 
     def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
         self._sge = config.scheduler.sge
+        self.spares_units = self._sge.retire != "drain"
         self._timeout = config.scheduler.command_timeout
         self._limits = config.limits
         self._proc = config.roots.proc

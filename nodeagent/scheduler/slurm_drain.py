@@ -55,6 +55,8 @@ def drain(talk: Talk, node: str, reason: str, put_back: Callable[[str], object])
 def resume(talk: Talk, node: str, put_back: Callable[[str], object]) -> None:
     """Give the node back if the reason that stands is ours. `put_back`: see `drain`.
 
+    Since some release after 22.05 a reason outlives its drain unless it is said to be none.
+
     Raises:
         NodeTaken: it is not, or was exchanged at that moment: their reason stands.
         CommandFailed: it may be resumed or not.
@@ -67,7 +69,7 @@ def resume(talk: Talk, node: str, put_back: Callable[[str], object]) -> None:
         _free(first)
         if not first.drained:
             return
-        seen, _, found = scontrol.ask(look, f"update nodename={node} state=resume", look)
+        seen, _, found = scontrol.ask(look, f"update nodename={node} state=resume reason=none", look)
         before, after = _node(scontrol, seen), _node(scontrol, found)
         if not after.drained and _is_taken(before):
             put_back(before.reason or "")

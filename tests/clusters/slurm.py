@@ -19,6 +19,7 @@ from tests.clusters import process
 from tests.clusters.cluster import Cluster
 from tests.clusters.process import ClusterError, CommandFailed, Daemon, wait_for
 from tests.clusters.slurm_conf import Hook, SlurmConf, checked_hooks, slurm_user
+from tests.clusters.slurm_release import Release
 
 NVIDIA_MAJOR = 195
 CGROUPS = Path("/sys/fs/cgroup")
@@ -51,7 +52,7 @@ class SlurmCluster(Cluster):
     `HOOKS`) are paths: slurm.conf takes no arguments for them. `extra_conf` is appended to slurm.conf; `gres`
     and `gres_conf` replace the plain GRES definition (`gres` may differ by node); for `node_words` and
     `partition_words` see SlurmConf. With `cgroups` the steps are tracked and their devices constrained by cgroup v1:
-    one such cluster at a time.
+    one such cluster at a time. With `usr` it is the Slurm of that tree (see slurm_release.py), not this machine's.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class SlurmCluster(Cluster):
         cgroups: bool = False,
         node_words: Mapping[str, str] | None = None,
         partition_words: str = "",
+        usr: Path | None = None,
         **hooks: Hook,
     ) -> None:
         super().__init__(directory)
@@ -93,6 +95,7 @@ class SlurmCluster(Cluster):
             node_words=node_words or {},
             partition_words=partition_words,
         )
+        self._release = Release(self._nursery, directory, usr) if usr else None
         self._controller: Daemon | None = None
         self._slurmd: dict[str, Daemon] = {}
         self._cgroups_before: set[Path] = set()
@@ -101,6 +104,19 @@ class SlurmCluster(Cluster):
     def environment(self) -> dict[str, str]:
         """The variables that make a client command one of this cluster."""
         return {"SLURM_CONF": str(self.conf)}
+
+    @property
+    def settings(self) -> str:
+        """What an agent's `scheduler.slurm` needs, as YAML without braces."""
+        own = f"conf: {self.conf}"
+        return (
+            own
+            if self._release is None
+            else f"{own}, bin_dir: {self._release.bin_dir}, sbin_dir: {self._release.bin_dir}"
+        )
+
+    def _entrance(self, cwd: Path) -> list[str]:
+        return [*self._release.enter(), process.program("env"), f"--chdir={cwd}"] if self._release else []
 
     def stop(self) -> None:
         """End every process of the cluster, steps and their leftovers included. Harmless when repeated."""
@@ -117,8 +133,7 @@ class SlurmCluster(Cluster):
 
     def start_slurmctld(self, timeout: float = 10) -> None:
         """Start the controller, which takes up the state it saved; returns when it answers."""
-        argv = [process.program("slurmctld"), "-D", "-f", str(self.conf)]
-        controller = self._controller = self._nursery.start("slurmctld", argv, self._daemon_environment())
+        controller = self._controller = self._launch("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
         wait_for(lambda: self._answers(controller, "scontrol", "ping"), timeout, "slurmctld", self.log_tails)
 
     def kill_slurmctld(self, sig: int = signal.SIGKILL) -> None:
@@ -252,6 +267,8 @@ class SlurmCluster(Cluster):
 
     def _start(self, timeout: float) -> None:
         self._prepare()
+        if self._release:
+            self._release.start(timeout)
         self._start_munge()
         self.start_slurmctld(timeout)
         for node in self.nodes:
@@ -283,16 +300,15 @@ class SlurmCluster(Cluster):
             key.touch(mode=0o600)
             key.write_bytes(secrets.token_bytes(1024))
         files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
-        argv = [process.program("munged"), "--foreground", "--num-threads=2"]
-        argv += [f"--{option}={home / name}" for option, name in files.items()]
-        munged = self._nursery.start("munged", argv, self._daemon_environment())
+        places = [f"--{option}={home / name}" for option, name in files.items()]
+        munged = self._launch("munged", "munged", "--foreground", "--num-threads=2", *places)
         question = ("munge", "--no-input", "--socket", str(home / "socket"), "--output", "/dev/null")
         wait_for(lambda: self._answers(munged, *question), 5, "munged", self.log_tails)
 
     def _launch_slurmd(self, node: str, timeout: float, *words: str) -> None:
         before = self._log_of(node).count("slurmd started on")
-        argv = [process.program("slurmd"), "-D", *words, "-N", node, "-f", str(self.conf)]
-        daemon = self._slurmd[node] = self._nursery.start(f"slurmd-{node}", argv, self._daemon_environment())
+        argv = ["-D", *words, "-N", node, "-f", str(self.conf)]
+        daemon = self._slurmd[node] = self._launch(f"slurmd-{node}", "slurmd", *argv)
 
         def started() -> bool:
             if (status := daemon.status()) is not None:
@@ -318,5 +334,7 @@ class SlurmCluster(Cluster):
         path = self.logs / f"slurmd-{node}.log"
         wait_for(lambda: time.time() - path.stat().st_mtime > QUIET, timeout, f"the log of {node} to rest")
 
-    def _daemon_environment(self) -> dict[str, str]:
-        return {"PATH": process.SYSTEM_PATH, "LANG": "C.UTF-8", **self.environment}
+    def _launch(self, label: str, program: str, *arguments: str) -> Daemon:
+        entrance = self._release.enter() if self._release else []
+        environment = {"PATH": process.SYSTEM_PATH, "LANG": "C.UTF-8", **self.environment}
+        return self._nursery.start(label, [*entrance, process.program(program), *arguments], environment)

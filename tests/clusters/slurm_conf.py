@@ -30,7 +30,6 @@ SlurmctldPort={port}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 AuthType=auth/munge
 AuthInfo=socket={directory}/munge/socket
-CredType=cred/munge
 SlurmUser={user}
 SlurmdUser=root
 StateSaveLocation={directory}/state
@@ -61,7 +60,6 @@ WITHOUT_CGROUPS = "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n"
 WITH_CGROUPS = "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\n"
 CGROUP_CONF = """\
 CgroupPlugin=cgroup/v1
-CgroupAutomount=no
 ConstrainDevices=yes
 ConstrainCores=no
 ConstrainRAMSpace=no

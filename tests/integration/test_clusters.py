@@ -17,6 +17,7 @@ from tests.clusters.hosts import Hosts
 from tests.clusters.nursery import descendants
 from tests.clusters.process import ClusterError, Nursery, open_directory, wait_for
 from tests.clusters.slurm import SlurmCluster
+from tests.integration.conftest import SlurmUsr
 from tests.integration.support import executable, require, variables
 
 
@@ -127,6 +128,24 @@ class TestSlurm:
         tmp_path.chmod(0o700)
         with pytest.raises(ValueError, match="closed to ordinary users"):
             SlurmCluster(tmp_path)
+
+
+@pytest.mark.timeout(300)  # the tree may have to be made
+def test_a_slurm_of_another_release_runs_this_machines_hooks_and_jobs(slurm_usr: SlurmUsr) -> None:
+    with open_directory("slurm-") as directory:
+        words = "import os, sys; print(sys.prefix, os.environ['SLURM_JOB_GPUS'], os.environ['SLURM_JOB_NODELIST'])"
+        prolog = executable(directory / "prolog", f'/usr/bin/python3 -IS -c "{words}" >{directory}/prolog.out')
+        with SlurmCluster(directory, nodes=("n1",), prolog=prolog, usr=slurm_usr("24.11")) as cluster:
+            assert "Version=24.11." in cluster.scontrol("show", "node", "n1")
+            ask = [f"{directory}/bin/sinfo", "--version"]  # as an agent does, from outside
+            told = subprocess.run(ask, env=cluster.environment, capture_output=True, text=True, check=True).stdout
+            assert told.startswith("slurm-wlm 24.11.")
+            job = cluster.submit("alice", ["--gres=gpu:2"], "id -un; pwd\n")
+            assert cluster.wait_state(job) == "COMPLETED"
+            assert cluster.output(job).split() == ["alice", str(cluster.work("alice"))]
+            assert (directory / "prolog.out").read_text().split()[1:] == ["0,1", "n1"]  # the list is told since 24.11
+            pids = cluster.pids()
+        assert not alive(pids)  # and with the last of them its namespace is gone
 
 
 class TestGridEngine:

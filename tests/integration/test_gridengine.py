@@ -33,9 +33,9 @@ drivers: {{path: "{sets}/v{{version}}"}}
 
 
 class Lab:
-    """One exec host with four simulated GPUs and an agent; `offered` is what the host's complex_values say.
+    """One exec host with simulated GPUs and an agent; `offered` is what the host's complex_values say.
 
-    `sge` and `settings` are further settings, of `scheduler.sge` and of the whole.
+    `sge` and `settings` are further settings, of `scheduler.sge` and of the whole. Without `sensor` there is none.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Lab:
         sge: str = "",
         settings: str = "",
         model: str | Sequence[str] = "H100-80GB",
+        gpus: int = 4,
+        sensor: bool = True,
     ) -> None:
         self.directory = directory
         tree = install_tree(directory)
@@ -62,16 +64,18 @@ class Lab:
             sets=self.sets,
         )
         (directory / "node").mkdir(mode=0o755)
-        self.node = SimulatedNode(directory / "node", gpus=4, node=self.cluster.host, settings=settings, model=model)
+        self.node = SimulatedNode(directory / "node", gpus=gpus, node=self.cluster.host, settings=settings, model=model)
         (self.sets / f"v{self.node.scenario.driver}").mkdir(parents=True)
         self.agent: subprocess.Popen[bytes] = stack.enter_context(self.node.agent())
         self.cluster.set_prolog(
             f"root@{tree}/prolog/sge --config {self.node.config}", f"root@{tree}/epilog/sge --config {self.node.config}"
         )
-        sensor = f"exec {sys.executable} -m nodeagent.cli.main --config {self.node.config} sge-sensor"
-        self.cluster.set_load_sensor(executable(directory / "sensor", f"export PYTHONPATH={ROOT}\n{sensor}"))
-        until(lambda: self.value("gpu_faulty") is not None, "the load sensor's first report")
         self.gates = Gates(directory)
+        command = f"exec {sys.executable} -m nodeagent.cli.main --config {self.node.config} sge-sensor"
+        self.sensor = executable(directory / "sensor", f"export PYTHONPATH={ROOT}\n{command}")
+        if sensor:
+            self.cluster.set_load_sensor(self.sensor)
+            until(lambda: self.value("gpu_faulty") is not None, "the load sensor's first report")
 
     def value(self, name: str) -> str | None:
         """Return what `qhost -F` shows of a complex."""

@@ -13,7 +13,9 @@ import pytest
 
 from tests.clusters.process import open_directory
 from tests.clusters.slurm import SlurmCluster
-from tests.integration.support import Gates, Leftovers, executable, install_tree, require, variables
+from tests.clusters.slurm_release import RELEASES
+from tests.integration.conftest import SlurmUsr
+from tests.integration.support import Gates, Leftovers, executable, install_tree, variables
 from tests.simulated_node import SimulatedNode, until
 
 NODES = ("n1", "n2")
@@ -22,9 +24,13 @@ hooks: {{verdict_max_age: 3s}}
 health: {{recover: 2, strikes: {{driver-unresponsive: 1}}}}
 limits: {{max_drained: 1}}
 cleanup: {{patience: 1s, compute_mode: default}}
-scheduler: {{kind: slurm, slurm: {{conf: {conf}}}}}
+scheduler: {{kind: slurm, slurm: {{{slurm}}}}}
 drivers: {{path: "{sets}/v{{version}}"}}
 """
+
+pytestmark = pytest.mark.timeout(300)  # the first one may have to make the tree of another release
+of_one_release = pytest.mark.parametrize("lab", ["22.05"], indirect=True)
+"""Tests of what is the node's own affair, and no release's."""
 
 
 class Lab:
@@ -46,7 +52,7 @@ class Lab:
         self.sets = directory / "sets"
         for name in NODES:
             (directory / name).mkdir(mode=0o755)
-            settings = SETTINGS.format(conf=self.cluster.conf, sets=self.sets)
+            settings = SETTINGS.format(slurm=self.cluster.settings, sets=self.sets)
             self.nodes[name] = SimulatedNode(directory / name, gpus=4, node=name, settings=settings)
         (self.sets / f"v{self.nodes['n1'].scenario.driver}" / "bin").mkdir(parents=True)
         (self.sets / f"v{self.nodes['n1'].scenario.driver}" / "lib").mkdir()
@@ -72,12 +78,12 @@ class Lab:
         return all(not node.holders() for node in self.nodes.values())
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=RELEASES)
+def lab(request: pytest.FixtureRequest, slurm_usr: SlurmUsr) -> Iterator[Lab]:
     """Slurm with two nodes of four GPUs each."""
-    require("slurm")
+    usr = slurm_usr(request.param)
     with open_directory("gna-slurm-") as directory, ExitStack() as stack:
-        yield Lab(directory, stack)
+        yield Lab(directory, stack, usr=usr)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +119,7 @@ def test_a_users_job_sees_its_gpus_and_the_lock_knows_the_job(lab: Lab) -> None:
     until(lab.all_free, "the lock released")
 
 
+@of_one_release
 def test_jobs_at_once_never_share_a_gpu(lab: Lab) -> None:
     wanted = ((2, "alice"), (1, "bob"), (1, "bob"))
     jobs = [lab.begin(f"--gres=gpu:{count}", "-w", "n1", user=user) for count, user in wanted]
@@ -123,6 +130,7 @@ def test_jobs_at_once_never_share_a_gpu(lab: Lab) -> None:
     assert sorted(sum(seen, [])) == ["0", "1", "2", "3"]
 
 
+@of_one_release
 def test_array_tasks_hold_units_of_their_own(lab: Lab) -> None:
     gate, script = lab.gates.new()
     lab.cluster.submit("alice", ["--array=1-4", "--gres=gpu:1", "-w", "n1"], script)
@@ -133,6 +141,7 @@ def test_array_tasks_hold_units_of_their_own(lab: Lab) -> None:
     until(lab.all_free, "all tasks released theirs")
 
 
+@of_one_release
 def test_a_cancelled_job_releases_its_units(lab: Lab) -> None:
     job, _ = lab.begin("--gres=gpu:3", "-w", "n1")
     assert len(lab.nodes["n1"].holders()) == 3
@@ -147,6 +156,7 @@ def test_a_step_keeps_the_binding_that_slurm_gave_it(lab: Lab) -> None:
     assert sorted(result.stdout.split("\n")[:4]) == ["0 0", "1 1", "2 2", "3 3"]
 
 
+@of_one_release
 def test_a_job_without_gpus_sees_none_although_it_brought_a_list_along(lab: Lab) -> None:
     result = lab.cluster.run("bob", ["-w", "n1", "env"], env={"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
     assert variables(result.stdout)["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
@@ -174,6 +184,7 @@ def test_a_fault_under_a_job_drains_the_node_and_its_end_brings_it_back(lab: Lab
         node.scenario.heal(1)
         node.scenario.reinitialise(1)
     until(lambda: not lab.cluster.node("n1").drained, "n1 back in service")
+    assert lab.cluster.node("n1").reason == ""
     assert node.retired() == []
     assert lab.cluster.wait_state(waiting) == "COMPLETED"
 
@@ -225,6 +236,7 @@ def test_the_limit_keeps_the_second_node_in_service(lab: Lab) -> None:
     assert not lab.cluster.node("n2").drained
 
 
+@of_one_release
 def test_a_reload_with_a_mistake_keeps_the_old_configuration(lab: Lab) -> None:
     node, agent = lab.nodes["n2"], lab.agents["n2"]
     node.write_config("intervall: 3\n")
@@ -237,6 +249,7 @@ def test_a_reload_with_a_mistake_keeps_the_old_configuration(lab: Lab) -> None:
     assert agent.poll() is None
 
 
+@of_one_release
 def test_with_the_agent_stopped_jobs_start_and_locks_work_and_it_is_told(lab: Lab) -> None:
     node, agent = lab.nodes["n2"], lab.agents["n2"]
     agent.send_signal(signal.SIGSTOP)
@@ -251,6 +264,7 @@ def test_with_the_agent_stopped_jobs_start_and_locks_work_and_it_is_told(lab: La
     assert not lab.cluster.node("n2").drained
 
 
+@of_one_release
 def test_a_lock_whose_epilog_never_ran_is_freed_when_the_next_job_meets_it(lab: Lab) -> None:
     """As when slurmd is killed during the epilog: Slurm never runs it again and calls the job a success."""
     lab.cluster.reconfigure(epilog=executable(lab.directory / "lost-epilog", "exit 0"))
@@ -267,6 +281,7 @@ def test_a_lock_whose_epilog_never_ran_is_freed_when_the_next_job_meets_it(lab: 
     assert lab.finish(job, gate)["CUDA_VISIBLE_DEVICES"] == "0"
 
 
+@of_one_release
 def test_what_a_job_left_running_on_its_gpu_is_ended_and_the_gpu_granted_again(lab: Lab) -> None:
     node = lab.nodes["n1"]
     leftovers = Leftovers(node)
@@ -284,6 +299,7 @@ def test_what_a_job_left_running_on_its_gpu_is_ended_and_the_gpu_granted_again(l
     assert lab.finish(again, gate)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
 
 
+@of_one_release
 def test_memory_that_a_job_left_retires_its_gpu_frees_the_rest_and_is_over_when_it_is_gone(lab: Lab) -> None:
     node = lab.nodes["n1"]
     job, gate = lab.begin("--gres=gpu:2", "-w", "n1")

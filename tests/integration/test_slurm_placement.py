@@ -49,7 +49,7 @@ class Site:
         )
         stack.enter_context(self.cluster)
         for name, node in self.nodes.items():
-            node.write_config(SETTINGS.format(conf=self.cluster.conf, sets=directory / "sets"))
+            node.write_config(SETTINGS.format(slurm=self.cluster.settings, sets=directory / "sets"))
             node.reload(agents[name])
             until(lambda n=node: "config_reloaded" in n.log.read_text(), "hook.conf knows Slurm's GRES")
 

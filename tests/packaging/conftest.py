@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import trees
 from tests.integration.support import require, unavailable
-from tests.packaging import trees
 from tests.packaging.machine import Machine, boot, left_over, until
 from tests.simnvml import Scenario, fake_roots, log_xid
 
@@ -73,7 +73,7 @@ def tree() -> Iterator[Path]:
     """A Debian tree for machines to boot from; all of them are gone when it goes."""
     require("systemd")
     try:
-        file = trees.kept(CACHE / "trees")
+        file = trees.kept(trees.MACHINE)
     except trees.NoTree as error:
         unavailable(str(error))
     with trees.unpacked(file) as place:

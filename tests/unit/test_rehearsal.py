@@ -145,7 +145,7 @@ def test_every_deed_rehearsed_leaves_all_files_as_they_are(node: LaidOutNode, as
     assert tree(place) == before
     assert rehearsal.told == [
         ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", f"reason={REASON}"),
-        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume"),
+        ("/usr/bin/scontrol", "update", "nodename=n1", "state=resume", "reason=none"),
     ]
 
 
@@ -222,7 +222,7 @@ def test_restoring_what_is_not_retired_is_refused_and_what_is_gives_the_node_bac
     fields = f"reason={record.reason}\naction=none\nby=agent\nscope=node\n"
     (data / "drained").write_text(f"format=1\n{fields}")
     deed = plan.restore(config_of(node), uuid(1))
-    assert deed.told == [("/usr/bin/scontrol", "update", "nodename=n1", "state=resume")]
+    assert deed.told == [("/usr/bin/scontrol", "update", "nodename=n1", "state=resume", "reason=none")]
     assert "it was retired by admin alice at 1970-01-01T00:00:00Z: a fan" in text(deed)
     (data / "drained").write_text(f"format=1\n{fields}".replace("by=agent", "by=admin"))
     stays = plan.restore(config_of(node), uuid(1))

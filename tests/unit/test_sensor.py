@@ -69,6 +69,19 @@ def test_free_gpus_and_the_largest_linked_set_of_them_are_told() -> None:
         assert found["gpu"] == "4"
 
 
+def test_a_retired_gpu_that_is_gone_counts_as_faulty_and_the_rest_is_offered_as_it_is_free() -> None:
+    found = values("OK", "OK", "OK", retired={"GPU-7": {"reason": "gone"}}, owners={"GPU-0": JOB})
+    assert found == {"gpu": "2", "gpu_faulty": "1", "gpu_reason": "gone"}
+    assert values(retired={"GPU-7": {"reason": "gone"}}) == {"gpu_faulty": "0", "gpu_reason": "none"}
+
+
+def test_where_the_number_is_not_the_sensors_to_tell_it_tells_the_rest() -> None:
+    for unfit in ("", "versions differ"):
+        told = dict(line.split(":", 1) for line in report(units("OK", "FAILED"), {}, {}, "", unfit=unfit))
+        assert "" not in told and "gpu" not in told
+        assert told["gpu_reason"] == (unfit or "why 1")
+
+
 def test_a_reason_fits_the_protocol_whatever_is_in_it() -> None:
     assert one_word_line("a:b,c\nbegin\nhost:gpu:9\nend") == "a b c begin host gpu 9 end"
     assert len(one_word_line("x" * 1000)) == 200

@@ -54,7 +54,7 @@ class Scontrol:
         if self.refusal:
             self.said = self.refusal
             return ""
-        found = re.fullmatch(r'update nodename=n1 state=(\w+)(?: reason="([^"\n]*)")?', line)
+        found = re.fullmatch(r'update nodename=n1 state=(\w+)(?: reason="([^"\n]*)"| reason=none)?', line)
         assert found is not None, line
         self.put("IDLE+DRAIN" if found[1] == "drain" else "IDLE", found[2] or "")
         return ""
