@@ -249,7 +249,7 @@ class Cycle:
             ),
             history=self.chronicle.keeping(),
             released=self._lender.let_go(*self._surroundings.site.left()),
-            drain_waits=self._decider.refusal,
+            drain_waits=self._decider.drain_waits,
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )
