@@ -282,7 +282,7 @@ class Cycle:
             maintenance=self.ports.actions.maintenance(),
             released=self._lender.let_go(checks + commands, stuck_checks + stuck_commands),
             scheduler_problem=self._decider.waiting.problem(),
-            drain_waits=self._decider.refusal,
+            drain_waits=self._decider.drain_waits,
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )

@@ -153,8 +153,7 @@ class Decider:
         self._cycles = 0
         self.pace = Pace(clock, ASK_AGAIN * config.interval)
         self._adopted = False
-        self.refusal = ""
-        """Why a drain that is wanted is put off; empty where none is."""
+        self._refusal = ""
         self._resting = False
         self._said: set[Decision] = set()
         self._said_of_node: set[Decision] = set()
@@ -168,6 +167,11 @@ class Decider:
         new.counts, new.unexplained = self.counts, self.unexplained
         new._cycles, new._adopted = self._cycles, self._adopted
         return new
+
+    @property
+    def drain_waits(self) -> str:
+        """Why a drain that is wanted is put off; empty where none is."""
+        return self._refusal if any(isinstance(step, Drain) for step in self._of_node) else ""
 
     def act(self, verdict: Verdict, soiled: Collection[str] = (), looked: bool = True) -> None:
         """Do what the verdict asks for; what fails is tried again in a later cycle.
@@ -318,16 +322,16 @@ class Decider:
             self._carry_out(decision)
         except NotOurTurn as error:
             self.counts[word, "waiting"] += 1
-            if str(error) != self.refusal:
+            if str(error) != self._refusal:
                 self._log.warning("drain_waits", note=str(error), **fields)
-            self.refusal = str(error)
+            self._refusal = str(error)
             self.pace.not_our_turn()
         except DrainRefused as error:
             self.counts[word, "refused"] += 1
-            if str(error) != self.refusal:
+            if str(error) != self._refusal:
                 self._log.error("drain_refused", note=str(error), **fields)
                 self._tell(word, {"why": f"{error}: {fields.get('why', '')}"}, REFUSED)
-            self.refusal = str(error)
+            self._refusal = str(error)
             if isinstance(error, LimitReached):
                 self.pace.full(error.nodes)
         except NotRecorded as error:
@@ -336,6 +340,8 @@ class Decider:
         except (NodeAgentError, OSError) as error:
             self._adopted = False  # it may take effect all the same: look again, also when all is well by then
             self._failed(word, error)
+            if isinstance(decision, (Drain, Resume)):
+                self._refusal = str(error)
             return error
         else:
             self._done(word, fields)
@@ -359,7 +365,7 @@ class Decider:
         self._log.warning(word, **fields)
 
     def _nothing_waits(self) -> None:
-        self.refusal = ""
+        self._refusal = ""
         self.pace.calm()
 
     def _tell(self, word: str, fields: Mapping[str, str], result: str) -> None:

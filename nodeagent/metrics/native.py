@@ -109,7 +109,7 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("decisions", "What the agent decided and what came of it.", ("action", "result"), decisions)
     text = "1 while the scheduler answered when it was asked last."
     yield _gauge("scheduler_up", text, int(not snapshot.scheduler_problem))
-    text = "1 while a drain is wanted and put off: the limit is reached, another node is at it, or the node is taken."
+    text = "1 while a drain is wanted and put off: the limit is reached, another node is at it, or a command failed."
     yield _gauge("drain_waiting", text, int(bool(snapshot.drain_waits)))
     yield _counter("probe_timeouts", "Sweeps that NVML did not finish in time.", (), [((), count.probe_timeouts)])
     yield _counter("probe_crashes", "Probe processes that died in NVML.", (), [((), count.probe_crashes)])
