@@ -23,7 +23,7 @@ TRIXIE = Recipe(
 RELEASES = {"22.05": None, "24.11": TRIXIE}
 """The releases that tests run on; None is this machine's own, as Debian 12 has it."""
 
-_PROGRAMS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "slurmd")
+_PROGRAMS = ("salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "slurmd")
 _INSIDE = """\
 set -e
 mount -t overlay overlay -o lowerdir="$1":/usr /usr

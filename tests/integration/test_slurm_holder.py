@@ -15,6 +15,7 @@ from nodeagent.scheduler.slurm import SlurmScheduler
 from nodeagent.scheduler.slurm_holder import partition_line
 from tests.clusters.process import open_directory
 from tests.clusters.slurm import SlurmCluster
+from tests.integration.conftest import SlurmUsr
 from tests.integration.support import Gates, executable, install_tree, require
 from tests.simulated_node import SimulatedNode, until
 
@@ -25,7 +26,7 @@ PARTITION = f"{partition_line(HOLD, NODE)}\n"
 SETTINGS = """interval: 500ms
 hooks: {{verdict_max_age: 30s}}
 health: {{recover: 2}}
-scheduler: {{kind: slurm, slurm: {{conf: {conf}, retire: holder}}}}
+scheduler: {{kind: slurm, slurm: {{{slurm}, retire: holder}}}}
 """
 
 pytestmark = pytest.mark.timeout(300)  # 200 jobs take their time where other tests run
@@ -43,9 +44,9 @@ class Lab:
         }
         self.cluster = SlurmCluster(directory, nodes=(NODE,), gpus=GPUS, extra_conf=conf, **hooks, **cluster)
         (directory / NODE).mkdir(mode=0o755)
-        settings = SETTINGS.format(conf=self.cluster.conf)
-        self.node = SimulatedNode(directory / NODE, gpus=GPUS, node=NODE, settings=settings)
         stack.enter_context(self.cluster)
+        settings = SETTINGS.format(slurm=self.cluster.settings)
+        self.node = SimulatedNode(directory / NODE, gpus=GPUS, node=NODE, settings=settings)
         self.gates = Gates(directory)
         self._stack = stack
         self._agent = ExitStack()
@@ -337,3 +338,16 @@ def test_where_memory_is_counted_and_processes_are_kept_in_cgroups_if_version_1_
         lab.restore()
         assert lab.cluster.wait_state(whole) == "COMPLETED"
         until(lambda: lab.cluster.squeue("-a", "-h") == "", "no trace")
+
+
+def test_slurm_24_11_keeps_a_held_gpu_from_jobs_too(slurm_usr: SlurmUsr) -> None:
+    with lab_of(usr=slurm_usr("24.11")) as lab:
+        lab.retire(2, 5)
+        lab.wait_held(2, 5)
+        assert not lab.cluster.node(NODE).drained
+        rest, gate = lab.begin(f"--gres=gpu:{GPUS - 2}")
+        assert lab.gpus_of(rest) == set(range(GPUS)) - {2, 5}
+        gate.touch()
+        lab.restore()
+        until(lambda: lab.cluster.squeue("-a", "-h") == "", "no trace of a job or a holder")
+        until(lab.unused, "the node as before")
