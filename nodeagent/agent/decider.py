@@ -310,10 +310,10 @@ class Decider:
         """Carry a decision out; return what failed. `said` are those that it has told of and not carried out."""
         word, fields = _words(decision)
         if self.config.policy.dry_run:
-            self._only_say(decision, said, word, DRY_RUN, {**fields, "dry_run": True})
+            self._only_say(decision, said, word, DRY_RUN, {"dry_run": True, **fields})
             return None
         if self.actions.maintenance() is not None:
-            self._only_say(decision, said, word, WAITS, {**fields, "waits": True})
+            self._only_say(decision, said, word, WAITS, {"waits": True, **fields})
             return None
         if isinstance(decision, AwaitIdle):
             self._only_say(decision, said, "drain_waits", WAITS, fields)

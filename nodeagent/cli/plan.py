@@ -17,7 +17,7 @@ from nodeagent.config.model import Config
 from nodeagent.errors import NodeAgentError
 from nodeagent.health.finding import RecoveryAction
 from nodeagent.health.verdict import Verdict
-from nodeagent.policy.decide import BY_ADMIN, BY_AGENT, wanted_drain
+from nodeagent.policy.decide import BY_ADMIN, BY_AGENT, signed, wanted_drain
 from nodeagent.policy.limits import most_drained
 from nodeagent.report import iso
 from nodeagent.scheduler.registry import node_name
@@ -202,6 +202,7 @@ def _drain_or_return(stage: Stage, plan: Deed, retired: Retired) -> Iterator[str
     """Yield what the agent does about the node, where the scheduler cannot spare one GPU."""
     actions, config = stage.actions, stage.config
     kind, wanted = config.scheduler.kind, wanted_drain(Verdict("", 0.0), config.policy, False, retired)
+    wanted = wanted and signed(wanted, stage.node, iso(time.time()))
     if actions.maintenance() is not None:
         yield "maintenance is on: the agent does the following when it ends"
     try:

@@ -153,9 +153,10 @@ def test_a_retirement_that_drains_the_node_is_told_with_the_words_for_the_schedu
     node: LaidOutNode, asked: Asked
 ) -> None:
     deed = plan.retire(config_of(node), uuid(1), "a fan")
-    reason = f"reason={REASON}; needs none"
-    assert deed.told == [("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", reason)]
-    assert f"'{reason}'" in text(deed) and "cannot spare one GPU" in text(deed)
+    [told] = deed.told
+    assert told[:4] == ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain")
+    assert told[4].startswith("reason=gpu-nodeagent/1: on n1: a fan; since 2") and told[4].endswith("Z; needs none")
+    assert f"'{told[4]}'" in text(deed) and "cannot spare one GPU" in text(deed)
     assert f"gpu-nodeagent restore {uuid(1)}" in text(deed) and not deed.refused
 
 
