@@ -200,7 +200,8 @@ class Cycle:
         self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
         if self._holders is not None:
             self._holders.run()
-        self._attempt("reboot", lambda: self._repair.reboot(verdict, self._instances))
+        if self.ports.actions.maintenance() is None:
+            self._attempt("reboot", lambda: self._repair.reboot(verdict, self._instances))
         self._commands.step(resting=swept is None)
         self._attempt("tidy", lambda: self._tidy(facts.driver))
         self.snapshot = self._snapshot(facts, verdict, started)
@@ -208,7 +209,8 @@ class Cycle:
         self._attempt("publish", lambda: write_document(self.ports.state, SNAPSHOT, document))
         if swept is not None:
             self._attempt("lend", lambda: self._lend(facts))
-        self._attempt("reset", lambda: self._repair.reset(verdict, self.memory, self._lending, self._instances))
+        if self.ports.actions.maintenance() is None:
+            self._attempt("reset", lambda: self._repair.reset(verdict, self.memory, self._lending, self._instances))
         return self.snapshot
 
     def summary(self) -> str:

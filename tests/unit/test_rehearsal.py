@@ -153,9 +153,10 @@ def test_a_retirement_that_drains_the_node_is_told_with_the_words_for_the_schedu
     node: LaidOutNode, asked: Asked
 ) -> None:
     deed = plan.retire(config_of(node), uuid(1), "a fan")
-    reason = f"reason={REASON}; needs none"
-    assert deed.told == [("/usr/bin/scontrol", "update", "nodename=n1", "state=drain", reason)]
-    assert f"'{reason}'" in text(deed) and "cannot spare one GPU" in text(deed)
+    [told] = deed.told
+    assert told[:4] == ("/usr/bin/scontrol", "update", "nodename=n1", "state=drain")
+    assert told[4].startswith("reason=gpu-nodeagent/1: on n1: a fan; since ") and told[4].endswith("; needs none")
+    assert f"'{told[4]}'" in text(deed) and "cannot spare one GPU" in text(deed)
     assert f"gpu-nodeagent restore {uuid(1)}" in text(deed) and not deed.refused
 
 
@@ -229,11 +230,11 @@ def test_restoring_what_is_not_retired_is_refused_and_what_is_gives_the_node_bac
     assert not stays.told and "the node stays drained" in text(stays)
 
 
-def test_resuming_a_node_with_a_retired_gpu_says_that_it_is_drained_again(node: LaidOutNode, asked: Asked) -> None:
+def test_resuming_a_node_with_a_retired_gpu_says_what_stands(node: LaidOutNode, asked: Asked) -> None:
     asked.rows["n1"] = f"drained|{REASON}"
     node.store.retire(uuid(1), [("reason", "a fan"), ("by", "admin")])
     deed = plan.resume(config_of(node), lambda stage: stage.actions.resume(BY_ADMIN))
-    assert "the agent drains it again at once" in text(deed) and "a fan" in text(deed) and deed.told
+    assert "the agent drains it again only if a fault shows again" in text(deed) and "a fan" in text(deed) and deed.told
     asked.rows["n1"] = "drained|fan is loud"
     refused = plan.resume(config_of(node), lambda stage: stage.actions.resume(BY_ADMIN))
     assert refused.refused == "the reason is not ours: fan is loud"
