@@ -161,7 +161,7 @@ def test_in_maintenance_nothing_is_taken_out_and_then_what_is_due(lab: Lab) -> N
     assert node.status()["maintenance"]["reason"] == "new fans"
     assert json.loads(node.ask("check", "--json"))["maintenance"]["until"]
     node.scenario.lose(2)
-    until(lambda: "retire waits=True" in node.log.read_text(), "the retirement told")
+    until(lambda: "waits=True" in node.log.read_text(), "the retirement told")
     assert node.status()["gpus"][2]["verdict"] == "FAILED" and metric(node, "maintenance") == 1
     assert node.retired() == [] and not lab.cluster.node("n1").drained
     assert "it may retire GPU 2" in node.ask("maintenance", "off", "--dry-run")
@@ -210,7 +210,7 @@ def test_without_the_agent_it_is_recorded_and_the_next_one_obeys(lab: Lab) -> No
         node.scenario.lose(1)
     finally:
         agent.send_signal(signal.SIGCONT)
-    until(lambda: "retire waits=True" in node.log.read_text(), "the retirement told")
+    until(lambda: "waits=True" in node.log.read_text(), "the retirement told")
     assert node.retired() == []
 
 
