@@ -119,6 +119,7 @@ def end(actions: Actions) -> bool:
         if reason in (None, "", one.drained):
             try:
                 actions.resume(BY_ADMIN)
+                actions.records.drop_drain()  # what became due is drained for: nobody has resumed in spite of it
                 resumed = True
             except DrainRefused as error:
                 complain(str(error))

@@ -131,7 +131,7 @@ def resume(config: Config, deed: Callable[[Stage], object]) -> Deed:
         return plan
     again = wanted_drain(Verdict("", 0.0), config.policy, stage.actions.scheduler.spares_units, stage.retired)
     if again is not None:
-        plan.add(f"the agent drains it again at once, for what is still retired: {again.reason}")
+        plan.add(f"the agent drains it again only if a fault shows again; what stands now: {again.reason}")
     sick = [_name(gpu) for gpu in stage.gpus if gpu["verdict"] in _OUT]
     if sick:
         plan.add(f"not well now: {'; '.join(sick)}")
@@ -175,6 +175,8 @@ def told(stage: Stage, plan: Deed, deed: Callable[[], object], head: str, else_w
         plan.refused, plan.status = refused, Exit.UNAVAILABLE
     elif commands:
         plan.add(f"{head}; {stage.config.scheduler.kind} would be told:", *(f"  {command_line(c)}" for c in commands))
+    elif stage.config.scheduler.kind == "local":
+        plan.add(else_why)
     else:
         plan.add(f"{stage.config.scheduler.kind} would be told nothing: {else_why}")
 
@@ -202,7 +204,6 @@ def _drain_or_return(stage: Stage, plan: Deed, retired: Retired) -> Iterator[str
     """Yield what the agent does about the node, where the scheduler cannot spare one GPU."""
     actions, config = stage.actions, stage.config
     kind, wanted = config.scheduler.kind, wanted_drain(Verdict("", 0.0), config.policy, False, retired)
-    wanted = wanted and signed(wanted, stage.node, iso(time.time()))
     if actions.maintenance() is not None:
         yield "maintenance is on: the agent does the following when it ends"
     try:
@@ -210,13 +211,15 @@ def _drain_or_return(stage: Stage, plan: Deed, retired: Retired) -> Iterator[str
         if wanted is not None and node.drained:
             yield f"{kind} cannot spare one GPU; the node is out already and stays so: {node.reason or 'no reason'}"
         elif wanted is not None:
-            commands, refused = stage.told_by(lambda: actions.drain(wanted.reason, wanted.action))
+            drain = signed(wanted, stage.node, iso(time.time()))
+            commands, refused = stage.told_by(lambda: actions.drain(drain.reason, drain.action))
             plan.told = commands
             if refused:
                 yield f"{kind} cannot spare one GPU, and the agent may not drain the node: {refused}"
                 yield "  so jobs are still sent here, and the prolog gives those back that get this GPU"
             else:
-                yield f"{kind} cannot spare one GPU: the agent drains the node within a cycle; jobs on it run on. Told:"
+                when = "when no job holds a GPU of it" if wanted.when_idle else "within a cycle"
+                yield f"{kind} cannot spare one GPU: the agent drains the node {when}; jobs on it run on. Told:"
                 yield from (f"  {command_line(command)}" for command in commands)
         elif record is not None and record.by == BY_AGENT and record.action is not RecoveryAction.INSPECT_HARDWARE:
             looks = config.health.recover

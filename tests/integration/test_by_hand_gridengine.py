@@ -71,7 +71,7 @@ def test_in_maintenance_a_lost_gpu_stays_and_a_drain_for_it_ends_with_it(lab: La
     assert lab.node.call("maintenance", "on", "--reason", "new fans", "--drain").returncode == 0
     assert lab.cluster.queue_state() == "d"
     lab.node.scenario.lose(2)
-    until(lambda: "retire waits=True" in lab.node.log.read_text(), "the retirement told")
+    until(lambda: "waits=True" in lab.node.log.read_text(), "the retirement told")
     assert lab.node.retired() == []
     assert "resumed" in lab.node.ask("maintenance", "off")
     assert lab.cluster.queue_state() == ""

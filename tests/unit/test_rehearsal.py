@@ -230,11 +230,11 @@ def test_restoring_what_is_not_retired_is_refused_and_what_is_gives_the_node_bac
     assert not stays.told and "the node stays drained" in text(stays)
 
 
-def test_resuming_a_node_with_a_retired_gpu_says_that_it_is_drained_again(node: LaidOutNode, asked: Asked) -> None:
+def test_resuming_a_node_with_a_retired_gpu_says_what_stands(node: LaidOutNode, asked: Asked) -> None:
     asked.rows["n1"] = f"drained|{REASON}"
     node.store.retire(uuid(1), [("reason", "a fan"), ("by", "admin")])
     deed = plan.resume(config_of(node), lambda stage: stage.actions.resume(BY_ADMIN))
-    assert "the agent drains it again at once" in text(deed) and "a fan" in text(deed) and deed.told
+    assert "the agent drains it again only if a fault shows again" in text(deed) and "a fan" in text(deed) and deed.told
     asked.rows["n1"] = "drained|fan is loud"
     refused = plan.resume(config_of(node), lambda stage: stage.actions.resume(BY_ADMIN))
     assert refused.refused == "the reason is not ours: fan is loud"
