@@ -12,6 +12,7 @@ from nodeagent.health.verdict import UnitVerdict, Verdict
 from nodeagent.history.entry import Entry
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE, UNREADABLE, Owner
 from nodeagent.snapshot import Snapshot
+from nodeagent.state.maintenance import Maintenance
 from nodeagent.state.verdict_file import UNKNOWN
 
 FRESH_INTERVALS = 3
@@ -97,6 +98,7 @@ def status_document(
     now: float,
     boot_id: str,
     node: str,
+    maintenance: Maintenance | None = None,
 ) -> dict[str, Any]:
     """Return `status --json`: what the agent published last, with locks and retirements as they are at this moment.
 
@@ -134,6 +136,7 @@ def status_document(
         },
         "drained": known.get("drained"),
         "drain_waits": known.get("drain_waits"),
+        "maintenance": plain_maintenance(maintenance),
         "history_problem": known.get("history_problem"),
         "scheduler_problem": known.get("scheduler_problem") if fresh else None,
         "driver_released": known.get("driver_released") if fresh else None,
@@ -141,6 +144,23 @@ def status_document(
         "node_findings": known.get("node_findings", []),
         "gpus": gpus,
     }
+
+
+def plain_maintenance(maintenance: Maintenance | None) -> dict[str, Any] | None:
+    """Return a maintenance as JSON has it; `until` is None where it stands until it is ended."""
+    if maintenance is None:
+        return None
+    one = maintenance
+    times = {"since": iso(one.since), "until": iso(one.until) if one.until else None}
+    return {"by": one.who or None, "reason": one.why or None, **times, "drained": one.drained or None}
+
+
+def maintenance_line(plain: Mapping[str, Any]) -> str:
+    """Return a maintenance, as `plain_maintenance` gives it, as one line for a person."""
+    until = f"until {plain['until']}" if plain["until"] else "until `gpu-nodeagent maintenance off`"
+    by = f" by {plain['by']}" if plain["by"] else ""
+    why = f" ({plain['reason']})" if plain["reason"] else ""
+    return f"maintenance since {plain['since']}{by}, {until}: nothing is taken out or brought back{why}"
 
 
 _HOLDER_KEYS = ("scheduler", "job", "task", "user", "since")
@@ -167,7 +187,7 @@ def locks_document(owners: Mapping[str, Owner]) -> dict[str, Any]:
     return {**schema("locks"), "locks": [lock_entry(unit, owner) for unit, owner in owners.items()]}
 
 
-def check_document(verdict: Verdict, offset: float) -> dict[str, Any]:
+def check_document(verdict: Verdict, offset: float, maintenance: Maintenance | None = None) -> dict[str, Any]:
     """Return `check --json`: `verdict` is the worst of node and GPUs.
 
     `offset` is wall time minus monotonic time: `since` is when a GPU's verdict began.
@@ -175,6 +195,7 @@ def check_document(verdict: Verdict, offset: float) -> dict[str, Any]:
     return {
         **schema("check"),
         "verdict": worst_state(verdict),
+        "maintenance": plain_maintenance(maintenance),
         "gpus": [
             {
                 **plain_unit(unit),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.verdict import Verdict
 from nodeagent.history.entry import Keeping
+from nodeagent.state.maintenance import Maintenance
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,6 @@ class Snapshot:
     scheduler_problem: str = ""
     """Why the scheduler could not be asked when it was asked last, and what to do."""
     drain_waits: str = ""
+    maintenance: Maintenance | None = None
     cycle_seconds: float = 0.0
     version: str = ""

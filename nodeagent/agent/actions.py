@@ -9,14 +9,27 @@ from dataclasses import replace
 
 from nodeagent.errors import NodeAgentError, NodeTaken, UnknownFormat, UntrustedFile
 from nodeagent.health.finding import RecoveryAction
-from nodeagent.history.entry import DONE, DRAIN, FORGET_DRAIN, RAISE_DRAIN, RESTORE, RESUME, RETIRE, Entry
+from nodeagent.history.entry import (
+    DONE,
+    DRAIN,
+    FORGET_DRAIN,
+    OFF,
+    ON,
+    RAISE_DRAIN,
+    RESTORE,
+    RESUME,
+    RETIRE,
+    Entry,
+)
+from nodeagent.history.entry import MAINTENANCE as MAINTENANCE_MODE
 from nodeagent.lock.record import CLEANING, HOLD, MAINTENANCE
 from nodeagent.lock.store import RETIRED, Store, read_retired
-from nodeagent.policy.decide import BY_AGENT, DrainRecord, adopted
+from nodeagent.policy.decide import BY_ADMIN, BY_AGENT, DrainRecord, adopted
 from nodeagent.policy.limits import full
 from nodeagent.scheduler.port import Fleet, NodeState, Scheduler
-from nodeagent.scheduler.turn import NotOurTurn
+from nodeagent.scheduler.turn import NotOurTurn, Turn
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
+from nodeagent.state.maintenance import Maintenance, drop_maintenance, read_maintenance, write_maintenance
 
 DRAINED = "drained"
 PENDING = "pending"
@@ -140,6 +153,18 @@ class Records:
         words = " ".join(f"{at:.0f}" for at in times[-_MOST_REBOOTS:])
         self._data.replace(REBOOTS, encode_pairs([("at", words)]), durable=True)
 
+    def maintenance(self) -> Maintenance | None:
+        """Return the maintenance that is recorded, be its time over or not."""
+        return read_maintenance(self._data)
+
+    def put_maintenance(self, maintenance: Maintenance) -> None:
+        """Record it."""
+        write_maintenance(self._data, maintenance)
+
+    def drop_maintenance(self) -> None:
+        """Forget it."""
+        drop_maintenance(self._data)
+
 
 def retirement(unit: str, record: Mapping[str, str]) -> Entry:
     """Return the entry for a retirement, as its record tells it; made twice it is the same."""
@@ -152,7 +177,7 @@ def retirement(unit: str, record: Mapping[str, str]) -> Entry:
         after=DONE,
         check=record.get("check", ""),
         action=record.get("action", ""),
-        by=record.get("by", ""),
+        by=f"{record.get('by', '')} {record.get('who', '')}".strip(),
         evidence=record.get("reason", ""),
         again=True,
     )
@@ -161,7 +186,7 @@ def retirement(unit: str, record: Mapping[str, str]) -> Entry:
 class Actions:
     """Carries decisions out. Each method raises what kept it from doing so; doing one twice is harmless.
 
-    `tell` is given an entry for history about each thing that was done.
+    `tell` is given an entry for history about each thing that was done. `who` is the person at a command.
     """
 
     def __init__(
@@ -172,6 +197,7 @@ class Actions:
         max_drained: str,
         boot_id: str = "",
         tell: Callable[[Entry], None] = lambda _: None,
+        who: str = "",
     ) -> None:
         self.store = store
         self.records = records
@@ -179,6 +205,7 @@ class Actions:
         self.max_drained = max_drained
         self.boot_id = boot_id
         self.tell = tell
+        self.who = who
 
     def deed(
         self, kind: str, unit: str = "", why: str = "", action: str = "", by: str = BY_AGENT, after: str = DONE
@@ -241,6 +268,7 @@ class Actions:
             "by": by,
             "since": str(int(time.time())),
             "boot_id": self.boot_id,
+            **({"who": self.who} if self.who else {}),
             **({"processes": processes} if processes else {}),
         }
         failure: Exception | None = None
@@ -281,9 +309,13 @@ class Actions:
             self._drain(reason, action, by)
             return
         self._look_for_room()  # of many that ask at once most are refused here, and keep nobody waiting
-        with self.scheduler.turn() as turn:
+        with self.turn() as turn:
             self._look_for_room()
             self._drain(reason, action, by, turn.spend)
+
+    def turn(self) -> Turn:
+        """Return this node's turn at counting and draining, to be entered."""
+        return self.scheduler.turn()
 
     def _look_for_room(self) -> None:
         fleet = full(self.scheduler.fleets(), self.max_drained)
@@ -370,6 +402,21 @@ class Actions:
             self._put_drain(replace(record, stands=True))  # the agent finds it resumed by hand, and heeds that
         else:
             self.records.drop_drain()
+
+    def maintenance(self) -> Maintenance | None:
+        """Return the maintenance that stands at this moment: while it does the agent only looks and tells."""
+        one = self.records.maintenance()
+        return None if one is None or one.is_over(time.time()) else one
+
+    def begin_maintenance(self, maintenance: Maintenance) -> None:
+        """Have the agent take nothing out and bring nothing back, from its next decision on and after a reboot."""
+        self.records.put_maintenance(maintenance)
+        self.deed(MAINTENANCE_MODE, why=maintenance.why, by=BY_ADMIN, after=ON)
+
+    def end_maintenance(self, why: str = "its time is over", by: str = BY_AGENT) -> None:
+        """Let the agent act again: what became due meanwhile it does in its next cycle."""
+        self.records.drop_maintenance()
+        self.deed(MAINTENANCE_MODE, why=why, by=by, after=OFF)
 
 
 def _joined(*scopes: Iterable[str]) -> str:

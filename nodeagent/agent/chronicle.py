@@ -16,7 +16,7 @@ from nodeagent.health.finding import Finding, Severity
 from nodeagent.health.memory import Memory, UnitMemory
 from nodeagent.health.verdict import UnitVerdict, Verdict
 from nodeagent.health.xid import look_up
-from nodeagent.history.entry import AGENT, REASONS, VERDICT, XID, Entry, History, Keeping, from_event
+from nodeagent.history.entry import AGENT, DONE, REASONS, VERDICT, XID, Entry, History, Keeping, from_event
 from nodeagent.report import plain_finding
 from nodeagent.state.events import Event
 from nodeagent.state.verdict_file import OK
@@ -60,6 +60,7 @@ class Chronicle:
         if entry is None:
             return
         about = {"gpu_uuid": entry.unit, "check": entry.check, "why": entry.evidence}
+        about["after"] = entry.after if entry.after != DONE else ""
         self._log.warning(entry.kind, by=entry.by, **{key: value for key, value in about.items() if value})
         self.record(entry)
 

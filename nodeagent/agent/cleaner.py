@@ -135,6 +135,9 @@ class Cleaner:
             return True
         if now - self._since[unit, owner.grant] < self._config.cleanup.patience:
             return False
+        if self._actions.maintenance() is not None:  # it waits, held: it is as it must not be given to a job
+            self._say_once("retire", unit, owner.grant, gpu_uuid=unit, waits=True, check=left.check, why=left.evidence)
+            return False
         self._retire(device(unit), owner, left)
         return True
 

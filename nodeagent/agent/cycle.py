@@ -14,6 +14,7 @@ from nodeagent.agent.completer import Completer
 from nodeagent.agent.counts import Counts
 from nodeagent.agent.decider import ASK_AGAIN, Decider
 from nodeagent.agent.driver_set import DriverSet
+from nodeagent.agent.holder import HolderKeeper
 from nodeagent.agent.lending import RELEASE_DRIVER, Lender, Lending, lending
 from nodeagent.agent.ports import Ports
 from nodeagent.agent.publish import slots_by_gpu, verdict_file
@@ -29,7 +30,7 @@ from nodeagent.health.overheard import overheard
 from nodeagent.health.scene import is_grave
 from nodeagent.health.units import Instances, mig_instances
 from nodeagent.health.verdict import Verdict, judge
-from nodeagent.history.entry import BY_HAND
+from nodeagent.history.entry import BY_HAND, OFF
 from nodeagent.report import published
 from nodeagent.snapshot import Snapshot
 from nodeagent.state import events, reruns
@@ -70,6 +71,7 @@ class Cycle:
         self._completer = Completer(ports.state, ports.actions.store, ports.scheduler, ports.log)
         self._cleaner = Cleaner(config, ports.actions, ports.source, ports.clock, ports.log)
         self._surroundings = Surroundings(config, ports.actions.store, ports.clock)
+        self._holders = _keeper(config, ports)
         self.clean_at = inf
         """When `clean` wants to be called again, by the clock's monotonic seconds."""
 
@@ -106,6 +108,7 @@ class Cycle:
         """Let go of the probe, leave the cleaning of units to the hooks, write what waits for history."""
         self._cleaner.close()
         self.ports.errands.close()
+        self.ports.holder_errands.close()
         self._surroundings.close()
         self._commands.close()
         self._repair.close()
@@ -162,6 +165,8 @@ class Cycle:
         new._decider = self._decider.successor(config, ports.actions, new._commands)
         new._cleaner = self._cleaner.successor(config, ports.actions, ports.source)
         new._xids = self._xids
+        if self._holders is not None and ports.holders is not None:
+            new._holders = self._holders.successor(config, ports.holders, ports.actions.retired)
         new._surroundings = self._surroundings.successor(config, ports.actions.store, ports.clock)
         return new
 
@@ -174,6 +179,7 @@ class Cycle:
         self._decider.pace.wake = inf
         self._attempt("take_events", self._take_events)
         self._lending = Lending()
+        self._attempt("maintenance", self._end_maintenance)
         swept = None if self._lender.is_away() else self.ports.source.sample()
         facts = self._facts(swept)
         before = self.memory
@@ -189,7 +195,11 @@ class Cycle:
         if swept is not None:
             self._cleaner.see(facts)
         self.clean()
+        if self._holders is not None:
+            self._holders.survey()
         self._decider.act(verdict, self._cleaner.soiled(facts, self._instances), swept is not None)
+        if self._holders is not None:
+            self._holders.run()
         self._attempt("settle_capacity", self._settle_capacity)
         self._attempt("reboot", lambda: self._repair.reboot(verdict, self._instances))
         self._commands.step(resting=swept is None)
@@ -209,6 +219,7 @@ class Cycle:
         states = Counter(unit.state for unit in self.snapshot.verdict.units)
         parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no GPUs"
         parts += f"; drained: {self.snapshot.drain_reason}" if self.snapshot.drain_reason else ""
+        parts += "; maintenance" if self.snapshot.maintenance is not None else ""
         return parts + ("; the driver is released, no GPU is looked at" if self.snapshot.released else "")
 
     def _attempt(self, step: str, action: Callable[[], object]) -> None:
@@ -268,9 +279,10 @@ class Cycle:
                 self._commands.counts,
             ),
             history=self.chronicle.keeping(),
+            maintenance=self.ports.actions.maintenance(),
             released=self._lender.let_go(checks + commands, stuck_checks + stuck_commands),
             scheduler_problem=self._decider.waiting.problem(),
-            drain_waits=self._decider.refusal,
+            drain_waits=self._decider.drain_waits,
             cycle_seconds=self.ports.clock.monotonic() - started,
             version=self.version,
         )
@@ -300,6 +312,13 @@ class Cycle:
             say = self.ports.log.debug if event.kind in _QUIET_EVENTS else self.ports.log.warning
             say("hook", kind=event.kind, **event.fields)
 
+    def _end_maintenance(self) -> None:
+        """End a maintenance whose time is over, be it that no agent ran when it was."""
+        one = self.ports.actions.records.maintenance()
+        if one is not None and one.is_over(self.ports.clock.wall()):
+            self.ports.actions.end_maintenance()
+            self.ports.log.warning("maintenance", after=OFF, why="its time is over")
+
     def _tell_hooks(self, verdict: Verdict, facts: NodeFacts) -> None:
         self._driver_set.see(facts.driver)
         self._instances = mig_instances(facts.gpus, self._instances)
@@ -313,7 +332,9 @@ class Cycle:
         """Do what can wait: look at the driver set again, complete hook.conf, forget old counters."""
         now = self.ports.clock.monotonic()
         self._driver_set.look_again(driver)
-        if now - self._tidied >= self._tidy_pause:
+        # While a scheduler is away its commands take their whole time-out, and hook.conf is asked of it in the cycle.
+        is_away = self.ports.errands.busy or self._decider.waiting.trouble is not None
+        if now - self._tidied >= self._tidy_pause and not is_away:
             self._tidied = now
             # Asked ever more seldom: what a hung driver keeps from answering may stay behind as a hanging process.
             self._tidy_pause = min(_DAY, 2 * max(self._tidy_pause, ASK_AGAIN * self.interval))
@@ -321,3 +342,11 @@ class Cycle:
                 self.ports.hook_conf()
             reruns.sweep(self.ports.state, _DAY)
             self.ports.state.forget_temporaries(_DAY)
+
+
+def _keeper(config: Config, ports: Ports) -> HolderKeeper | None:
+    """Return who keeps retired GPUs from Slurm's jobs; None under other schedulers."""
+    if ports.holders is None:
+        return None
+    store, retired = ports.actions.store, ports.actions.retired
+    return HolderKeeper(config, ports.holders, store, retired, ports.clock, ports.log, ports.holder_errands)

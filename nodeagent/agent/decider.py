@@ -77,6 +77,9 @@ class Means(Protocol):
     def busy(self) -> bool:
         """Say whether a job holds a unit of the node; of a lock that cannot be read it does."""
 
+    def maintenance(self) -> object | None:
+        """Return the maintenance that stands: then nothing is carried out."""
+
     def publish_retired(self) -> None:
         """Make what hooks see and what is recorded the same."""
 
@@ -150,8 +153,8 @@ class Decider:
         self._cycles = 0
         self.pace = Pace(clock, ASK_AGAIN * config.interval)
         self._adopted = False
-        self.refusal = ""
-        """Why a drain that is wanted is put off; empty where none is."""
+        self._refusal = ""
+        self._resting = False
         self._said: set[Decision] = set()
         self._said_of_node: set[Decision] = set()
         self._of_node: list[Decision] = []
@@ -165,6 +168,11 @@ class Decider:
         new._cycles, new._adopted = self._cycles, self._adopted
         return new
 
+    @property
+    def drain_waits(self) -> str:
+        """Why a drain that is wanted is put off; empty where none is."""
+        return self._refusal if any(isinstance(step, Drain) for step in self._of_node) else ""
+
     def act(self, verdict: Verdict, soiled: Collection[str] = (), looked: bool = True) -> None:
         """Do what the verdict asks for; what fails is tried again in a later cycle.
 
@@ -172,6 +180,9 @@ class Decider:
         that GPUs were asked in this cycle.
         """
         self._cycles += looked
+        resting, self._resting = self._resting, self.actions.maintenance() is not None
+        if resting and not self._resting:
+            self.look()  # what became due meanwhile is done now
         self._attempt("publish_retired", self.actions.publish_retired)
         retired = self.actions.retired()
         due: set[Decision] = set()
@@ -261,7 +272,7 @@ class Decider:
         """Try again later; what was wanted is noted until then."""
         self.pace.failed()
         if isinstance(error, NodeAgentError):
-            drain = wanted if not self.config.policy.dry_run else None
+            drain = wanted if self._wanted is not None and not self.config.policy.dry_run else None
             self.waiting.failed(diagnose(error), drain.reason if drain is not None else "")
 
     def _put(self, record: DrainRecord) -> DrainRecord:
@@ -301,6 +312,9 @@ class Decider:
         if self.config.policy.dry_run:
             self._only_say(decision, said, word, DRY_RUN, {**fields, "dry_run": True})
             return None
+        if self.actions.maintenance() is not None:
+            self._only_say(decision, said, word, WAITS, {**fields, "waits": True})
+            return None
         if isinstance(decision, AwaitIdle):
             self._only_say(decision, said, "drain_waits", WAITS, fields)
             return None
@@ -308,16 +322,16 @@ class Decider:
             self._carry_out(decision)
         except NotOurTurn as error:
             self.counts[word, "waiting"] += 1
-            if str(error) != self.refusal:
+            if str(error) != self._refusal:
                 self._log.warning("drain_waits", note=str(error), **fields)
-            self.refusal = str(error)
+            self._refusal = str(error)
             self.pace.not_our_turn()
         except DrainRefused as error:
             self.counts[word, "refused"] += 1
-            if str(error) != self.refusal:
+            if str(error) != self._refusal:
                 self._log.error("drain_refused", note=str(error), **fields)
                 self._tell(word, {"why": f"{error}: {fields.get('why', '')}"}, REFUSED)
-            self.refusal = str(error)
+            self._refusal = str(error)
             if isinstance(error, LimitReached):
                 self.pace.full(error.nodes)
         except NotRecorded as error:
@@ -326,6 +340,8 @@ class Decider:
         except (NodeAgentError, OSError) as error:
             self._adopted = False  # it may take effect all the same: look again, also when all is well by then
             self._failed(word, error)
+            if isinstance(decision, (Drain, Resume)):
+                self._refusal = str(error)
             return error
         else:
             self._done(word, fields)
@@ -349,7 +365,7 @@ class Decider:
         self._log.warning(word, **fields)
 
     def _nothing_waits(self) -> None:
-        self.refusal = ""
+        self._refusal = ""
         self.pace.calm()
 
     def _tell(self, word: str, fields: Mapping[str, str], result: str) -> None:

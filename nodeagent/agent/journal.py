@@ -40,6 +40,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "driver_lent": "5a8e7d1b90c24c7fa3d6e2b4f8017c9a",
     "driver_kept": "e94c2f6b7d3a4f58b1c0d9a7e6f52384",
     "probe_failed": "887db0011f264c3f9558ce01cd4cd06c",
+    "maintenance": "0c1f5f4e7b8a4f6f9d2ad7c3b5e1846a",
     "raise_drain": "6acfe64d63a0494cae4ae4132a51ce9a",
     "drain_waits": "01a8c7d19f1d49b7903e58745a79557c",
     "reset_begun": "05ae549827774d31b4f044ee5f8bf091",
@@ -58,6 +59,9 @@ MESSAGE_IDS: Mapping[str, str] = {
     "history_resumed": "05056488a9fc4077b8786bbaaac66c1e",
     "history_dropped": "c01248f563ef46ff9cf7722ec14ca8cc",
     "history_damaged": "c4b18d051bad4eaf9b8c28d725c263d4",
+    "holder_placed": "efcf1d215c784d4897127f0de36eb25a",
+    "holder_unsafe": "d9ac2593463547b38a4a5804a61c9ff2",
+    "holder_given_up": "08d091c1d40442aaa9b759f422645284",
     "cycle_failed": "2234a840185f4e11ac3a4dee878e875f",
 }
 """A MESSAGE_ID for each kind of event: `journalctl MESSAGE_ID=…` finds them, a catalog explains them."""

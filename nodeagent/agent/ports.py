@@ -13,6 +13,7 @@ from nodeagent.clock import Clock
 from nodeagent.gpu.facts import GpuSource
 from nodeagent.history.entry import History, NoHistory
 from nodeagent.scheduler.port import Scheduler
+from nodeagent.scheduler.slurm_holder import HolderPort
 from nodeagent.state.files import Directory
 
 
@@ -27,7 +28,10 @@ class HookConfWriter(Protocol):
 
 @dataclass
 class Ports:
-    """What a cycle touches outside itself."""
+    """What a cycle touches outside itself.
+
+    `holders`: where Slurm can have jobs hold GPUs; that is asked in errands of its own, as no drain is to wait for it.
+    """
 
     state: Directory
     source: GpuSource
@@ -38,5 +42,7 @@ class Ports:
     hook_conf: HookConfWriter
     history: History = field(default_factory=NoHistory)
     errands: Errands = field(default_factory=AtOnce)
+    holders: HolderPort | None = None
+    holder_errands: Errands = field(default_factory=AtOnce)
     capacity: Capacity | None = None
     """Where what the host offers is for the agent to lower."""

@@ -56,7 +56,8 @@ class Rebooter:
         """
         self._locks.settle()
         policy, record = self._config.policy, self._actions.records.drain()
-        if policy.reboot == "off" or record is None or not to_reboot(verdict, policy, record):
+        off = policy.reboot == "off" or self._actions.maintenance() is not None
+        if off or record is None or not to_reboot(verdict, policy, record):
             self._let_go()
             return
         now, before = self._clock.wall(), self._actions.records.reboots()

@@ -96,7 +96,8 @@ class Resetter:
             self._go_on(self._current)
             return
         policy = self._config.policy
-        if policy.reset != "on" or self._lender.is_out or self._clock.monotonic() < self._rest:
+        rests = self._actions.maintenance() is not None or self._clock.monotonic() < self._rest
+        if policy.reset != "on" or self._lender.is_out or rests:
             return
         retired = self._actions.retired()
         for unit in wanted:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 
 from nodeagent.cli import advice, recorder
-from nodeagent.cli.context import loaded, print_json
+from nodeagent.cli.context import loaded, maintenance_of, print_json
 from nodeagent.cli.looker import look, watch
 from nodeagent.cli.main import STATE_EXIT, complain, say
 from nodeagent.clock import SystemClock
 from nodeagent.gpu.facts import NodeFacts
 from nodeagent.health.finding import RecoveryAction, Severity
 from nodeagent.health.verdict import UnitVerdict, Verdict
-from nodeagent.report import check_document
+from nodeagent.report import check_document, maintenance_line
 from nodeagent.scheduler.registry import node_name
 from nodeagent.state.verdict_file import OK
 
@@ -39,11 +39,13 @@ def run(options: argparse.Namespace) -> int:
         verdict, facts, sweeps = watch(config, lambda read: recorder.record(read, config, wish))
         complain(f"{wish.path}: {sweeps} sweeps recorded")
     clock = SystemClock()
-    document = check_document(verdict, clock.wall() - clock.monotonic())
+    document = check_document(verdict, clock.wall() - clock.monotonic(), maintenance_of(config))
     if options.json:
         print_json(document)
     else:
         say("\n".join(screen(document["verdict"], node_name(config), verdict, facts, clock)))
+        if document["maintenance"]:
+            say(maintenance_line(document["maintenance"]))
     return int(STATE_EXIT[document["verdict"]])
 
 

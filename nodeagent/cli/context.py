@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
-import os
 import time
 from collections.abc import Collection
 from typing import Any
 
 from nodeagent.agent.actions import Actions, Records
+from nodeagent.cli.login import login
 from nodeagent.cli.main import complain, say
 from nodeagent.config.load import load
 from nodeagent.config.model import Config, Loaded
@@ -23,6 +22,7 @@ from nodeagent.state import events
 from nodeagent.state.boot import boot_id
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
+from nodeagent.state.maintenance import Maintenance, read_maintenance
 
 
 def loaded(options: argparse.Namespace) -> Loaded:
@@ -39,14 +39,13 @@ def actions_of(config: Config) -> Actions:
     """Return the means to change things; the agent is told of what is done by them."""
     state = open_state(config, create=True)
     boot = boot_id(config.roots.proc)
-    scheduler, limit = scheduler_of(config), config.limits.max_drained
+    scheduler, limit, who = scheduler_of(config), config.limits.max_drained, login()
 
     def tell(entry: Entry) -> None:
-        user = os.environ.get("SUDO_USER") or getpass.getuser()  # for people: root may say what it likes
-        if not events.append(state, BY_HAND, **as_event(entry, user)):
+        if not events.append(state, BY_HAND, **as_event(entry, who)):
             complain("the agent could not be told: history will not have this (is the state directory full?)")
 
-    return Actions(Store(state), Records(config.data_dir), scheduler, limit, boot, tell)
+    return Actions(Store(state), Records(config.data_dir), scheduler, limit, boot, tell, who)
 
 
 def with_scheduler(config: Config) -> Config:
@@ -75,7 +74,21 @@ def status_of(config: Config, state: Directory | None) -> dict[str, Any]:
         time.monotonic(),
         boot_id(config.roots.proc),
         node_name(config),
+        maintenance_of(config),
     )
+
+
+def maintenance_of(config: Config) -> Maintenance | None:
+    """Return the maintenance that stands at this moment."""
+    try:
+        data = Directory(config.data_dir)
+    except (OSError, UntrustedFile):  # no agent has made it, or none believes it
+        return None
+    try:
+        one = read_maintenance(data)
+    finally:
+        data.close()
+    return None if one is None or one.is_over(time.time()) else one
 
 
 def unit_named(config: Config, name: str, also: Collection[str] = ()) -> str:

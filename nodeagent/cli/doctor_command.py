@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from nodeagent.cli.context import loaded, print_json
@@ -13,8 +15,10 @@ from nodeagent.doctor.line import FAIL, STATES, WARN, Look
 from nodeagent.doctor.registry import examine
 from nodeagent.isolation.confine import methods
 from nodeagent.report import schema
+from nodeagent.scheduler.command import run as run_process
 from nodeagent.scheduler.registry import node_name
-from nodeagent.scheduler.slurm import SlurmScheduler
+from nodeagent.scheduler.sge import sge_environment
+from nodeagent.scheduler.slurm import SlurmScheduler, slurm_environment
 from nodeagent.state.processes import named
 
 _EXIT = {WARN: Exit.DEGRADED, FAIL: Exit.FAILED}
@@ -48,4 +52,20 @@ def _look(config: Config, node: str) -> Look:
         daemons = named("/proc", _EXEC_DAEMON)
         starter, name = (daemons[0], _EXEC_DAEMON) if daemons else (starter, f"{_EXEC_DAEMON} (which does not run)")
     slurm = SlurmScheduler(config, node)
-    return Look(config, starter, name, slurm.constrains_devices, methods(config.roots.proc), os.geteuid() == 0)
+    uid = os.geteuid()
+    user = pwd.getpwuid(uid).pw_name
+    ways = methods(config.roots.proc)
+
+    def no_holder() -> tuple[str, str]:
+        unsafe = slurm.holders.unsafe()
+        return (unsafe.why, unsafe.remedy) if unsafe is not None else ("", "")
+
+    asking = _asking(config)
+    return Look(config, starter, name, slurm.constrains_devices, ways, uid == 0, node, user, asking, no_holder)
+
+
+def _asking(config: Config) -> Callable[[Sequence[str]], str]:
+    """Return what runs the scheduler's commands, in the environment that they need."""
+    settings = config.scheduler
+    environment = sge_environment(settings.sge) if settings.kind == "sge" else slurm_environment(settings.slurm)
+    return lambda argv: run_process(argv, environment, settings.command_timeout)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
 
 from nodeagent.cli.context import loaded, open_state, print_json, table, unit_named
+from nodeagent.cli.login import login
 from nodeagent.cli.main import Exit, complain, config_anywhere, say
 from nodeagent.errors import BadRequest, UnitHeld
 from nodeagent.hook.node import Node
@@ -86,8 +86,7 @@ def _release(options: argparse.Namespace) -> int:
     for name, owner in freed.items():
         say(f"released {name} of {owner}")
     if freed:
-        by = getpass.getuser()
-        events.append(state, "released_by_hand", units=" ".join(freed), user=by)
+        events.append(state, "released_by_hand", units=" ".join(freed), user=login())
         return Exit.OK
     complain(f"{options.what}: holds nothing")
     return Exit.DEGRADED
@@ -97,7 +96,7 @@ def _hold(options: argparse.Namespace) -> int:
     config = loaded(options).config
     state = open_state(config, create=True)
     node = Node(state, boot_id(config.roots.proc))
-    owner = node.owner(HOLD, "", user=getpass.getuser(), uid=str(os.getuid()), run=options.reason)
+    owner = node.owner(HOLD, "", user=login(), uid=str(os.getuid()), run=options.reason)
     owner.units = tuple(dict.fromkeys(unit_named(config, name) for name in options.units))
     if not owner.units:
         raise BadRequest("units", "", "at least one GPU")

@@ -25,12 +25,15 @@ SUBCOMMANDS = {
     "release-driver": "let NVML go for a while, so that a GPU can be reset or its MIG mode changed",
     "drain": "take this node out of the scheduler",
     "resume": "give this node back to the scheduler",
+    "maintenance": "on or off: for a while the agent takes nothing out and brings nothing back",
     "sge-sensor": "Grid Engine's load sensor",
     "discover": "what to tell the scheduler, ready to paste",
     "doctor": "what of this node's set-up is not as it should be, and what to type",
     "replay": "judge a recording of `check --record` anew, with this or another configuration",
     "config": "check, show or compile the configuration",
 }
+COMPLETE = "_complete"
+"""The first word of the shell's own calls (cli/completion.py); no subcommand, and in no list of them."""
 
 
 class Exit(IntEnum):
@@ -58,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
+def parser_for(chosen: str | None) -> argparse.ArgumentParser:
     """Return the parser; only the chosen subcommand's module is imported and describes itself in full."""
     from nodeagent.version import VERSION
 
@@ -86,8 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in SUBCOMMANDS), None)
     try:
-        options = _parser(chosen).parse_args(words)
-        status = int(options.run(options))
+        if words[:1] == [COMPLETE]:
+            from nodeagent.cli import completion
+
+            status = completion.run(words[1:])
+        else:
+            options = parser_for(chosen).parse_args(words)
+            status = int(options.run(options))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import getpass
 import os
 import secrets
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from nodeagent.agent.lending import LONGEST, RELEASE_DRIVER
 from nodeagent.cli.context import loaded, open_state, status_of
+from nodeagent.cli.login import login
 from nodeagent.cli.main import Exit, complain, say
 from nodeagent.config.model import Config
 from nodeagent.config.values import positive_duration
@@ -150,8 +150,7 @@ def _lives(pid: int | None) -> bool:
 
 
 def _tell(state: Directory, attendant: int, request: str, seconds: float) -> None:
-    by = os.environ.get("SUDO_USER") or getpass.getuser()  # for people: root may say what it likes
-    if not events.append(state, RELEASE_DRIVER, request=request, by=by, seconds=f"{seconds:g}"):
+    if not events.append(state, RELEASE_DRIVER, request=request, by=login(), seconds=f"{seconds:g}"):
         os.close(attendant)
         raise AgentSilent(state.path, "the agent could not be told (is the state directory full?)")
     wake(attendant, EVENTS)

@@ -34,6 +34,7 @@ from nodeagent.lock.store import LOCKS, Store
 from nodeagent.metrics.server import MetricsServer, directory_version
 from nodeagent.scheduler.registry import node_name, scheduler_of
 from nodeagent.scheduler.sge_capacity import SgeCapacity
+from nodeagent.scheduler.slurm import SlurmScheduler
 from nodeagent.snapshot import Snapshot
 from nodeagent.state.boot import boot_id
 from nodeagent.state.files import Directory
@@ -66,15 +67,20 @@ def run(options: argparse.Namespace) -> int:
     kept = found.config.history
     history = Writer(lambda: HistoryStore(found.config.data_dir), kept.max_age, kept.max_size, log)
     history.start()
-    errands = Beside(log)
+    errands, holder_errands = Beside(log), Beside(log)
 
     def ports(config: Config, compiler: HookConfCompiler) -> Ports:
         boot = boot_id(config.roots.proc)
         scheduler = scheduler_of(config)
         actions = Actions(Store(state), records, scheduler, config.limits.max_drained, boot, history.record)
+        holders = scheduler.holders if isinstance(scheduler, SlurmScheduler) else None
         capacity = capacity_of(config, lowered, changes, log)
-        clock = SystemClock()
-        return Ports(state, source, scheduler, actions, clock, log, compiler, history, errands, capacity)
+        return Ports(
+            *(state, source, scheduler, actions, SystemClock(), log, compiler, history, errands),
+            holders=holders,
+            holder_errands=holder_errands,
+            capacity=capacity,
+        )
 
     def reload(old: Cycle) -> Cycle:
         again = load(options.config)

@@ -94,7 +94,8 @@ def one_word_line(words: str) -> str:
     return " ".join(clean.split())[:_LONGEST_REASON] or "none"
 
 
-def _values(config: Config) -> list[str]:
+def values_of(config: Config, retired: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
+    """Return `name:value` of the report of this moment, or of one in which just these units are `retired`."""
     state = open_state(config)
     try:
         verdict, fresh, trouble = last_word(state, boot_id(config.roots.proc), config.hooks.verdict_max_age)
@@ -106,7 +107,8 @@ def _values(config: Config) -> list[str]:
         unfit = (verdict.node_why or verdict.node_state) if bad and verdict is not None else ""
         sge = config.scheduler.sge
         offered = sge.complex if sge.retire == "sensor" else ""
-        said = list(report(units, store.retired(), store.owners(), offered, trouble, unfit))
+        out = store.retired() if retired is None else retired
+        said = list(report(units, out, store.owners(), offered, trouble, unfit))
         return [*said, f"{sge.model_complex}:{models(units)}"] if sge.model_complex and units else said
     finally:
         state.close()
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         if line.strip() == "quit":
             break
         try:
-            values = _values(config)
+            values = values_of(config)
         except (NodeAgentError, OSError) as error:
             values = [f"gpu_reason:{one_word_line(str(error))}"]
         sys.stdout.write("".join(["begin\n", *(f"{node}:{value}\n" for value in values), "end\n"]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from nodeagent.cli.context import loaded, open_state, print_json, status_of, table
 from nodeagent.cli.main import STATE_EXIT, Exit, say
+from nodeagent.report import maintenance_line
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,8 @@ def _text(document: dict[str, Any]) -> str:
         lines.append(f"drained: {document['drained']}")
     if document["drain_waits"]:
         lines.append(f"ought to be drained; {document['drain_waits']}")
+    if document["maintenance"]:
+        lines.append(maintenance_line(document["maintenance"]))
     released = document.get("driver_released")
     if released:
         by = released["by"] or "somebody"
@@ -78,6 +81,7 @@ def _row(gpu: dict[str, Any]) -> tuple[str, ...]:
         holders = f"{len(gpu['holders'])} of {slots}" + (f": {holders}" if holders else "")
     why = "; ".join(reason["evidence"] for reason in gpu["reasons"])
     if gpu["retired"]:
-        why = f"retired: {gpu['retired'].get('reason', '')}"
+        who = gpu["retired"].get("who", "")
+        why = f"retired{f' by {who}' if who else ''}: {gpu['retired'].get('reason', '')}"
     index = "-" if gpu["index"] is None else str(gpu["index"])
     return (index, gpu["bus_id"], gpu["model"], gpu["verdict"], gpu["since"], holders or "-", why or "-")

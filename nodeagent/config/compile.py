@@ -85,16 +85,18 @@ def _slurm(config: Config, settings: dict[str, str], problems: list[str], ask_sl
     return gres
 
 
+def bootstrap_admin_user(root: str, cell: str) -> str:
+    """Return the user that Grid Engine's daemons work as, by the cell's bootstrap file; empty where it says none."""
+    try:
+        with open(f"{root}/{cell}/common/bootstrap", encoding="utf-8", errors="replace") as file:
+            return next((line.split()[1] for line in file if line.split()[:1] == ["admin_user"]), "")
+    except (OSError, IndexError):
+        return ""
+
+
 def _admin_uids(admin_user: str, root: str, cell: str) -> list[int]:
     """Return the uids that may own the exec daemon's spool: root's and the admin user's (from the cell's bootstrap)."""
-    name = admin_user
-    if name == "auto":
-        name = "root"
-        try:
-            with open(f"{root}/{cell}/common/bootstrap", encoding="utf-8", errors="replace") as file:
-                name = next((line.split()[1] for line in file if line.split()[:1] == ["admin_user"]), "root")
-        except (OSError, IndexError):
-            pass
+    name = (bootstrap_admin_user(root, cell) or "root") if admin_user == "auto" else admin_user
     try:
         return sorted({0, pwd.getpwnam(name).pw_uid})
     except KeyError:

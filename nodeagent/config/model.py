@@ -36,13 +36,19 @@ class Roots:
 
 @dataclass(frozen=True)
 class Slurm:
-    """How Slurm is reached. `conf` (empty: Slurm's own default) becomes SLURM_CONF of each command we start."""
+    """How Slurm is reached. `conf` (empty: Slurm's own default) becomes SLURM_CONF of each command we start.
+
+    `retire` is how one GPU is taken out of a node of Slurm's: `drain` the node, or have a `holder` keep that GPU, a
+    suspended job of root's in the hidden partition `hold_partition` (docs/slurm.md).
+    """
 
     bin_dir: str = setting("/usr/bin", values.absolute_path, hook=True)
     sbin_dir: str = setting("/usr/sbin", values.absolute_path, hook=True)
     conf: str = setting("", values.absolute_path_or_empty, hook=True)
     gres: str = setting("gpu", values.name, hook=True)
     constrains_devices: str = setting("auto", values.one_of("auto", "yes", "no"))
+    retire: str = setting("drain", values.one_of("drain", "holder"))
+    hold_partition: str = setting("gpuhold", values.name, hook=True)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from nodeagent.discover.advice import BUNDLE, Piece, Site
 from nodeagent.discover.cores import cores_of_numa_nodes, ranges
 from nodeagent.gpu.topology import NVLINK
+from nodeagent.scheduler.slurm_holder import partition_line
 from nodeagent.state.verdict_file import UnitLine
 
 HOOKS = {"Prolog": "prolog/slurm", "TaskProlog": "prolog/slurm-task", "Epilog": "epilog/slurm"}
@@ -25,6 +26,7 @@ def advise(site: Site) -> list[Piece]:
         _gres(site, gpus),
         _node(site, gpus),
         _partition(site),
+        _hold(site),
         *_wrappers(site),
         _global(site),
         Piece(
@@ -102,6 +104,15 @@ def _partition(site: Site) -> Piece:
     why = "add to the line of each partition with GPUs; "
     why += "nodes by weight" if bundle else "the node with the most idle CPUs first (Slurm does not count GPUs in it)"
     return Piece("partition", "slurm.conf", f"LLN={'NO' if bundle else 'YES'}", why)
+
+
+def _hold(site: Site) -> Piece:
+    why = (
+        "for scheduler.slurm.retire: holder. A suspended job of root's in it keeps a retired GPU from all other jobs, "
+        "and the node stays in service; users neither see this partition nor can submit to it. "
+        "Name all nodes with GPUs in it; `gpu-nodeagent doctor` says whether it will do"
+    )
+    return Piece("hold", "slurm.conf", partition_line(site.config.scheduler.slurm.hold_partition, site.node), why)
 
 
 def _wrapper(name: str) -> str:

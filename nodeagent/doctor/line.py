@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nodeagent.config.model import Config
@@ -29,7 +29,10 @@ class Look:
 
     `starter` is the process that starts jobs here (the exec daemon, or this command), `starter_name` its name for
     people. `constrains_devices` asks Slurm, and may raise CommandFailed; `methods` are the ways of isolation,
-    `root` says whether this command may look at what is root's.
+    `root` says whether this command may look at what is root's. `node` is this node's name in the scheduler, `user`
+    whom this command runs as; `ask` runs one of the scheduler's commands and returns what it prints, or raises
+    CommandFailed: only to be given what changes nothing. `no_holder` asks Slurm why no job may hold a GPU, and what to
+    do about it (both empty: one may); it may raise CommandFailed.
     """
 
     config: Config
@@ -37,7 +40,11 @@ class Look:
     starter_name: str
     constrains_devices: Callable[[], bool]
     methods: Mapping[str, Method]
-    root: bool = True
+    root: bool
+    node: str
+    user: str
+    ask: Callable[[Sequence[str]], str]
+    no_holder: Callable[[], tuple[str, str]] = lambda: ("", "")
 
 
 Check = Callable[[Look], Iterable[Line]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodeagent.doctor import isolation
+from nodeagent.doctor import holder, isolation, sge_rights, slurm_rights
 from nodeagent.doctor.line import Check, Line, Look
 
 CHECKS: tuple[Check, ...] = (
@@ -11,6 +11,11 @@ CHECKS: tuple[Check, ...] = (
     isolation.driver_leaves_files,
     isolation.files_left_closed,
     isolation.delegation,
+    slurm_rights.rights,
+    sge_rights.rights,
+    sge_rights.load_sensor,
+    sge_rights.admin_user,
+    holder.holder,
 )
 
 

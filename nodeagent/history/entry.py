@@ -10,12 +10,14 @@ VERDICT, REASONS, XID = "verdict", "reasons", "xid"
 RETIRE, RESTORE = "retire", "restore"
 DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN = "drain", "resume", "raise_drain", "forget_drain"
 COMMAND, RESET, REBOOT = "run_command", "reset", "reboot"
+MAINTENANCE = "maintenance"
 AGENT, HISTORY = "agent", "history"
 KINDS = (
-    *(VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN),
+    *(VERDICT, REASONS, XID, RETIRE, RESTORE, DRAIN, RESUME, RAISE_DRAIN, FORGET_DRAIN, MAINTENANCE),
     *(COMMAND, RESET, REBOOT, AGENT, HISTORY),
 )
 DONE, REFUSED, DRY_RUN, WAITS, FAILED = "done", "refused", "dry-run", "waits", "failed"
+ON, OFF = "on", "off"
 BY_HAND = "by_hand"
 """The event by which a command tells what an administrator did: only the agent writes history."""
 
@@ -26,9 +28,9 @@ class Entry:
 
     `at` is wall time in seconds. `unit` is a GPU or a part of one, empty for the node; `index`, `bus_id` and `serial`
     are those of its GPU, where they are known. `before` and `after` are verdicts; of a deed `after` is what came of it
-    (done, refused, dry-run, waits, failed). `check`, `severity` and `action` are those of the gravest finding. `by` is
-    who did it: agent, epilog, or admin with a name. `count` is how often an XID came in one cycle. `findings` and
-    `facts` (of that GPU, as they were read) are plain JSON values.
+    (done, refused, dry-run, waits, failed), of maintenance on or off. `check`, `severity` and `action` are those of the
+    gravest finding. `by` is who did it: agent, epilog, or admin with a name. `count` is how often an XID came in one
+    cycle. `findings` and `facts` (of that GPU, as they were read) are plain JSON values.
 
     `again`: it may be in history already. A verdict is then written only if the unit's last one is another, or is not
     OK and of another boot; anything else only if there is none of that kind, unit and time.
@@ -93,13 +95,13 @@ class NoHistory:
 def as_event(entry: Entry, user: str) -> dict[str, str]:
     """Return the fields of the BY_HAND event for something that an administrator did."""
     named = {"action": entry.kind, "units": entry.unit, "why": entry.evidence, "check": entry.check}
-    return {**named, "needs": entry.action, "since": f"{entry.at:.3f}", "user": user}
+    return {**named, "after": entry.after, "needs": entry.action, "since": f"{entry.at:.3f}", "user": user}
 
 
 def from_event(fields: Mapping[str, str], at: float, boot_id: str) -> Entry | None:
     """Return what an administrator did, as `as_event` wrote it at that time; None if it cannot be read."""
     kind = fields.get("action", "")
-    if kind not in (RETIRE, RESTORE, DRAIN, RESUME):
+    if kind not in (RETIRE, RESTORE, DRAIN, RESUME, MAINTENANCE):
         return None
     try:
         at = float(fields.get("since", at))
@@ -110,7 +112,7 @@ def from_event(fields: Mapping[str, str], at: float, boot_id: str) -> Entry | No
         kind,
         boot_id,
         unit=fields.get("units", ""),
-        after=DONE,
+        after=fields.get("after", DONE),
         check=fields.get("check", ""),
         action=fields.get("needs", ""),
         by=f"admin {fields.get('user', '')}".strip(),

@@ -79,7 +79,7 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
     node = open_node(arguments)
     job = _job_id(environ)
     granted = environ.get("SLURM_JOB_GPUS", "")
-    if node.conf is None:
+    if node.conf is None or _is_holder(node.conf, environ):
         return 0
     owner = node.owner(
         "slurm",
@@ -96,6 +96,15 @@ def run_prolog(arguments: "Sequence[str]", environ: "Mapping[str, str]") -> int:
         node.event("malformed_request", owner, why=str(error))
         return 0
     return _record(node, node.conf, owner, indices) if indices else 0
+
+
+def _is_holder(conf: HookConf, environ: "Mapping[str, str]") -> bool:
+    """Say whether a job is one by which the agent holds a retired GPU: it locks nothing, so nothing is freed for it.
+
+    Both words are slurmd's own. No user has uid 0, and none but root may use that partition.
+    """
+    partition = conf.settings.get("scheduler.slurm.hold_partition")  # an older release compiled hook.conf without it
+    return environ.get("SLURM_JOB_UID") == "0" and bool(partition) and environ.get("SLURM_JOB_PARTITION") == partition
 
 
 def _record(node: Node, conf: HookConf, owner: Owner, indices: "Sequence[int]") -> int:

@@ -109,7 +109,7 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
     yield _counter("decisions", "What the agent decided and what came of it.", ("action", "result"), decisions)
     text = "1 while the scheduler answered when it was asked last."
     yield _gauge("scheduler_up", text, int(not snapshot.scheduler_problem))
-    text = "1 while a drain is wanted and put off: the limit is reached, another node is at it, or the node is taken."
+    text = "1 while a drain is wanted and put off: the limit is reached, another node is at it, or a command failed."
     yield _gauge("drain_waiting", text, int(bool(snapshot.drain_waits)))
     yield _counter("probe_timeouts", "Sweeps that NVML did not finish in time.", (), [((), count.probe_timeouts)])
     yield _counter("probe_crashes", "Probe processes that died in NVML.", (), [((), count.probe_crashes)])
@@ -129,6 +129,8 @@ def _own(snapshot: Snapshot, owners: Mapping[str, Owner]) -> Iterator[Metric]:
         yield _gauge("history_bytes", "Size of history.db and of what SQLite keeps beside it.", kept.size)
     text = "1 while the driver is released by `release-driver`: no GPU is asked, and none has values."
     yield _gauge("driver_released", text, int(snapshot.released is not None))
+    text = "1 while an administrator has told the agent to take nothing out and bring nothing back."
+    yield _gauge("maintenance", text, int(snapshot.maintenance is not None))
     yield _gauge("cycle_seconds", "Duration of the last cycle.", snapshot.cycle_seconds)
     yield _gauge("locks_held", "Units that have an owner.", len(owners))
 

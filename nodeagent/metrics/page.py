@@ -29,13 +29,14 @@ def render_page(snapshot: Snapshot | None, owners: Mapping[str, Owner], now: flo
     holders = _holders(snapshot, owners)
     head = "".join(f"<th>{escape(word)}</th>" for word in _HEAD)
     rows = "".join(_row(snapshot, unit, facts.get(unit.uuid), holders.get(unit.uuid, ())) for unit in verdict.units)
+    rests = "<p>Maintenance: the agent takes nothing out and brings nothing back.</p>" if snapshot.maintenance else ""
     lent = "<p>The driver is released: no GPU is looked at.</p>" if snapshot.released is not None else ""
     warning = "<p><strong>These facts are old: the agent's loop is late.</strong></p>" if old else ""
     node = "; ".join(finding.evidence for finding in verdict.node_findings)
     drain = f"<p>Drained by gpu-nodeagent: {escape(snapshot.drain_reason)}</p>" if snapshot.drain_reason else ""
     return _document(
         f"GPUs of {snapshot.node}",
-        f"<p>Node: <span class={verdict.node_state}>{verdict.node_state}</span> {escape(node)}</p>{drain}{lent}"
+        f"<p>Node: <span class={verdict.node_state}>{verdict.node_state}</span> {escape(node)}</p>{drain}{rests}{lent}"
         f"<p>{max(0.0, now - snapshot.monotonic):.0f} s old; gpu-nodeagent {escape(snapshot.version)}</p>{warning}"
         f"<table><tr>{head}</tr>{rows}</table>"
         '<p><a href="metrics">metrics</a> <a href="api/v1/status">status as JSON</a></p>',

@@ -34,7 +34,7 @@ def replay(sweeps: Iterable[Recorded], config: Config, interval: float) -> Itera
     drain, and `policy.dry_run` is not asked.
     """
     config = replace(config, interval=interval, policy=replace(config.policy, dry_run=False))
-    node = RememberedNode(config.scheduler.kind in SPARING)
+    node = RememberedNode(config.scheduler.kind in SPARING or config.scheduler.slurm.retire == "holder")
     hands = _Hands()
     memory = Memory()
     decider: Decider | None = None

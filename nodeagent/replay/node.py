@@ -81,6 +81,9 @@ class RememberedNode:
         """See Means: a recording has no locks, so nothing waits for jobs to end."""
         return False
 
+    def maintenance(self) -> None:
+        """See Means: a replay is of what would be done."""
+
     def publish_retired(self) -> None:
         """See Means: there is one truth only."""
 

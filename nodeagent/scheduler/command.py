@@ -83,6 +83,15 @@ class Asked(Protocol):
         """Return what it has said on standard error since this was last asked."""
 
 
+class Converse(Protocol):
+    """Begins a conversation with a program (see Conversation)."""
+
+    def __call__(
+        self, argv: Sequence[str], prompt: str, environment: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> AbstractContextManager[Asked]:
+        """Return it, to be entered."""
+
+
 class Conversation(AbstractContextManager[Asked]):
     """A program that prompts, is given a line and prompts again. See Asked; ended with the block.
 

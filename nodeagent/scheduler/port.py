@@ -45,8 +45,10 @@ class Scheduler(Protocol):
     """The scheduler as this node sees it. Every method may raise CommandFailed and ends within its time-out."""
 
     name: str
-    spares_units: bool
-    """Whether it can be told to spare one GPU and keep the node."""
+
+    @property
+    def spares_units(self) -> bool:
+        """Whether it can be told now to spare one GPU and keep the node."""
 
     def node_state(self) -> NodeState:
         """Return whether this node takes jobs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from nodeagent.config.model import Config
+from nodeagent.scheduler.command import Conversation, Converse, Runner, run
 from nodeagent.scheduler.local import LocalScheduler
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.scheduler.sge import SgeScheduler
@@ -20,11 +21,11 @@ def node_name(config: Config) -> str:
     return config.node_name or (own if config.scheduler.kind == "sge" else own.partition(".")[0])
 
 
-def scheduler_of(config: Config) -> Scheduler:
+def scheduler_of(config: Config, runner: Runner = run, converse: Converse = Conversation) -> Scheduler:
     """Return the adapter of the configured scheduler."""
     node = node_name(config)
     if config.scheduler.kind == "slurm":
-        return SlurmScheduler(config, node)
+        return SlurmScheduler(config, node, runner, converse)
     if config.scheduler.kind == "sge":
-        return SgeScheduler(config, node)
+        return SgeScheduler(config, node, runner)
     return LocalScheduler()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from nodeagent.config.model import Config, Sge
-from nodeagent.errors import CommandFailed
+from nodeagent.errors import CommandFailed, NodeTaken
 from nodeagent.lock.evidence import is_run
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.command import Runner, run
@@ -96,8 +96,10 @@ class SgeScheduler:
 
         Of each the qmaster says whether it changed it, or somebody else had disabled it already: it stays theirs then.
         """
-        said = self._run("qmod", "-d", *scope.split()) if scope else ""
-        return " ".join(sorted(_CHANGED.findall(said)))
+        changed = _CHANGED.findall(self._run("qmod", "-d", *scope.split())) if scope else []
+        if not changed:
+            raise NodeTaken("")
+        return " ".join(sorted(changed))
 
     def resume(self, scope: str) -> None:
         """See Scheduler: what an administrator disabled stays disabled."""

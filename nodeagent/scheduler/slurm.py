@@ -7,15 +7,17 @@ import re
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
-from nodeagent.config.model import Config
+from nodeagent.config.model import Config, Slurm
 from nodeagent.errors import CommandFailed
 from nodeagent.lock.evidence import steps
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler import slurm_drain
-from nodeagent.scheduler.command import Conversation, Runner, run
+from nodeagent.scheduler.command import Asked, Conversation, Converse, Runner, run
 from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.reason import is_ours
+from nodeagent.scheduler.slurm_holder import SlurmHolders
 from nodeagent.scheduler.slurm_job import granted_indices
 from nodeagent.scheduler.slurm_turn import SlurmTurn, lately_drained
 from nodeagent.scheduler.turn import Turn
@@ -37,31 +39,44 @@ _TYPE = re.compile(r"Gres Name=(\S+) Type=(\S+)")
 _BRACKETS = re.compile(r"(.*)\[([\d,-]+)\](.*)")
 
 
+def slurm_environment(slurm: Slurm) -> dict[str, str]:
+    """Return what Slurm's commands need to find their cluster; nothing of the caller's environment."""
+    return {"SLURM_CONF": slurm.conf} if slurm.conf else {}
+
+
 class SlurmScheduler:
-    """One node of a Slurm cluster. A single GPU cannot be spared without draining the node (see docs/decisions)."""
+    """One node of a Slurm cluster. A single GPU is spared where a holder can have it (see docs/decisions)."""
 
     name = "slurm"
-    spares_units = False
 
-    def __init__(self, config: Config, node: str, runner: Runner = run) -> None:
+    def __init__(self, config: Config, node: str, runner: Runner = run, converse: Converse = Conversation) -> None:
         self._bin = config.scheduler.slurm.bin_dir
         self._sbin = config.scheduler.slurm.sbin_dir
-        conf = config.scheduler.slurm.conf
-        self._environment = {"SLURM_CONF": conf} if conf else {}
+        self._environment = slurm_environment(config.scheduler.slurm)
         self._gres = config.scheduler.slurm.gres
         self._timeout = config.scheduler.command_timeout
         self._limits = config.limits
         self._node = node
         self._runner = runner
+        self._converse = converse
         self._slurmd_said = ""
         self._spool = ""
         self._lasting: set[str] = set()
+        self.holders = SlurmHolders(config.scheduler.slurm, node, self._command, self.settings)
 
-    def _run(self, *argv: str, complaints: bool = False) -> str:
-        return self._runner(argv, self._environment, self._timeout, complaints)
+    @property
+    def spares_units(self) -> bool:
+        """See Scheduler: while holders have what is retired."""
+        return self.holders.usable
+
+    def _command(self, name: str, *arguments: str, timeout: float | None = None) -> str:
+        return self._run(f"{self._bin}/{name}", *arguments, timeout=timeout)
+
+    def _run(self, *argv: str, complaints: bool = False, timeout: float | None = None) -> str:
+        return self._runner(argv, self._environment, self._timeout if timeout is None else timeout, complaints)
 
     def _scontrol(self, *arguments: str) -> str:
-        return self._run(f"{self._bin}/scontrol", *arguments)
+        return self._command("scontrol", *arguments)
 
     def node_state(self) -> NodeState:
         """See Scheduler. Read with the reason last, because a reason may hold newlines."""
@@ -72,11 +87,13 @@ class SlurmScheduler:
         raise CommandFailed(argv, 0, f"no node {self._node!r} is known; set node_name")
 
     def fleets(self) -> tuple[Fleet, ...]:
-        """See Scheduler: each of this node's partitions, or all nodes."""
+        """See Scheduler: each of this node's partitions but that of holders, or all nodes."""
         said = self._run(f"{self._bin}/sinfo", "-N", "-h", "-a", "-o", f"{_MARK}%R|%N|%T|%E")
         out = lately_drained(self._scontrol, self._limits.window)
         fleets: dict[str, set[str]] = {}
         for partition, node, state, reason in _records(said, 4):
+            if partition == self.holders.partition:
+                continue
             name = f"partition {partition}" if self._limits.per == "partition" else Fleet.name
             fleets.setdefault(name, set()).add(node)
             if any(word in state.lower() for word in _OURS) and is_ours(reason):
@@ -104,9 +121,9 @@ class SlurmScheduler:
     def _put_back(self, reason: str) -> None:
         self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
 
-    def _talk(self) -> Conversation:
+    def _talk(self) -> AbstractContextManager[Asked]:
         environment = {**self._environment, **slurm_drain.WIDE}
-        return Conversation((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
+        return self._converse((f"{self._bin}/scontrol",), slurm_drain.PROMPT, environment, self._timeout)
 
     def reboot(self, reason: str) -> None:
         """See Reboots: the controller has slurmd run RebootProgram when no job is left."""

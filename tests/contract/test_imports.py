@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "health": {"config", "errors", "gpu", "state"},
     "policy": {"config", "health", "lock", "scheduler", "state"},
     "history": {"errors", "state"},
-    "snapshot": {"gpu", "health", "history"},
+    "snapshot": {"gpu", "health", "history", "state"},
     "metrics": {"errors", "gpu", "health", "lock", "snapshot", "state"},
     "agent": {
         *("clock", "config", "drivers", "errors", "external", "gpu", "health", "history", "isolation", "job"),
@@ -71,6 +71,9 @@ EXCEPTIONS = {
     # what a GRES index means must not be said twice: the agent adds to a grant what the hook could not see
     ("nodeagent.agent.completer", "nodeagent.hook.node"),
     ("nodeagent.agent.completer", "nodeagent.hook.slurm"),
+    # nor which GRES index is to be held
+    ("nodeagent.agent.holder", "nodeagent.hook.node"),
+    ("nodeagent.agent.holder", "nodeagent.hook.slurm"),
 }
 
 # The only modules that may import it (a trailing dot: everything below that package).

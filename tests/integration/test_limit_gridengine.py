@@ -38,7 +38,7 @@ report_variables NONE
 """
 GROUP = "group_name {}\nhostlist {}\n"
 DEADLINE = 90.0
-AFTER_A_DEATH = 180.0
+AFTER_A_DEATH = 240.0
 WATCHED = 60.0
 """Seconds for which the last test goes on when the limit is reached; a node asks again within a minute."""
 
@@ -151,7 +151,10 @@ def test_of_sixteen_that_decide_at_once_as_many_go_as_may(lab: Lab) -> None:
         lab.resume()
 
 
+@pytest.mark.timeout(400)
 def test_slow_and_failing_commands_let_no_more_go(lab: Lab) -> None:
+    """A turn that could not be given back keeps the others waiting till it ends."""
+
     def commands(log: Path) -> Commands:
         return lab.commands(log, slow=0.3, failing=0.05)
 
@@ -162,7 +165,7 @@ def test_slow_and_failing_commands_let_no_more_go(lab: Lab) -> None:
     assert len(lab.drained()) == 3
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_one_that_is_killed_in_its_turn_keeps_the_others_from_it_until_that_ends(lab: Lab) -> None:
     marker = lab.directory / "killed"
 

@@ -60,6 +60,14 @@ def test_status_shows_all_gpus(node: Node) -> None:
     assert {gpu["verdict"] for gpu in status["gpus"]} == {"OK"}
 
 
+def test_bash_completes_from_where_it_looks_for_it(node: Node) -> None:
+    script = (
+        "source /usr/share/bash-completion/completions/gpu-nodeagent; COMP_LINE='gpu-nodeagent restor'; "
+        "COMP_POINT=${#COMP_LINE}; _gpu_nodeagent gpu-nodeagent; echo ${COMPREPLY[*]}"
+    )
+    assert node.machine.ok("bash", "--norc", "-c", script).strip() == "restore"
+
+
 def test_metrics_answer(node: Node) -> None:
     fetch = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{PORT}/metrics').read().decode())"
     metrics = node.machine.ok("python3", "-I", "-c", fetch)

@@ -31,6 +31,7 @@ SINGLE = {
     "/usr/bin/gpu-nodeagent": "-rwxr-xr-x",
     "/usr/lib/systemd/system/gpu-nodeagent.service": "-rw-r--r--",
     "/usr/lib/tmpfiles.d/gpu-nodeagent.conf": "-rw-r--r--",
+    "/usr/share/bash-completion/completions/gpu-nodeagent": "-rw-r--r--",
     "/usr/share/doc/gpu-nodeagent": "drwxr-xr-x",
     "/var/lib/gpu-nodeagent": "drwxr-xr-x",
 }

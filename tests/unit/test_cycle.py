@@ -396,8 +396,15 @@ def test_a_node_whose_turn_it_is_not_tries_again_before_its_next_cycle(slurmish:
 
 def test_a_drain_whose_turn_ended_before_it_is_not_made(slurmish: Bench) -> None:
     """Its record stays till the next look: whether the command was sent is not known by then to who starts anew."""
-    actions = slurmish.cycle.ports.actions
     slurmish.scheduler.slow = True
+    slurmish.run()
+    slurmish.source.lose(1)
+    slurmish.run()
+    assert slurmish.scheduler.drains == 0 and gauge(slurmish, "drain_waiting") == 1
+    slurmish.source.heal()
+    slurmish.run(4)
+    assert gauge(slurmish, "drain_waiting") == 0
+    actions = slurmish.cycle.ports.actions
     with pytest.raises(NotOurTurn):
         actions.drain("gpu-nodeagent/1: x", RecoveryAction.NONE)
     assert slurmish.scheduler.drains == 0

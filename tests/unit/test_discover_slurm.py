@@ -89,6 +89,15 @@ def test_bundling_is_a_weight_of_its_own_and_spreading_one_weight_and_the_least_
     assert pieces()["partition"] == "LLN=NO" and pieces(placement=SPREAD)["partition"] == "LLN=YES"
 
 
+def test_the_partition_of_holders_is_printed_and_what_it_is_for() -> None:
+    assert pieces()["hold"] == (
+        "PartitionName=gpuhold Nodes=n07 Hidden=YES RootOnly=YES OverSubscribe=NO PriorityTier=65533"
+        " MaxTime=INFINITE State=UP"
+    )
+    [why] = [piece.why for piece in advise(Site(Config(), "n07")) if piece.name == "hold"]
+    assert "retire: holder" in why and "Name all nodes with GPUs" in why
+
+
 def test_the_hooks_are_the_installed_ones() -> None:
     lines = pieces()["global"].splitlines()
     assert "Prolog=/usr/libexec/gpu-nodeagent/prolog/slurm" in lines

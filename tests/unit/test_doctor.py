@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nodeagent.config.model import Config, Roots, Scheduler, Slurm
-from nodeagent.doctor import isolation
+from nodeagent.doctor import holder, isolation
 from nodeagent.doctor.line import FAIL, OK, WARN, Line, Look
 from nodeagent.doctor.registry import CHECKS, examine
 from nodeagent.errors import CommandFailed
@@ -36,10 +36,16 @@ def look(
     v2: Method | None = None,
     files: Method | None = None,
     constrains: Callable[[], bool] = lambda: True,
+    ask: Callable[[Sequence[str]], str] | None = None,
+    user: str = "root",
 ) -> Look:
     config = replace(Config(), isolation=setting, scheduler=Scheduler(kind=kind))
     known = {"cgroup-v1": v1 or Can(), "cgroup-v2": v2 or Can(), "device-files": files or Can()}
-    return Look(config, 7, "sge_execd", constrains, known)
+    return Look(config, 7, "sge_execd", constrains, known, True, "n1", user, ask or silence)
+
+
+def silence(argv: Sequence[str]) -> str:
+    raise CommandFailed(argv, 1, "")
 
 
 def one(lines: object) -> Line:
@@ -70,7 +76,27 @@ def test_what_the_administrator_says_of_slurm_is_not_asked_again() -> None:
 
 
 def test_nothing_of_ours_is_said_under_slurm() -> None:
-    assert [line.name for line in examine(look("slurm", "device-files"))] == ["slurm-constrains-devices"]
+    lines = examine(look("slurm", "device-files"))
+    assert lines[0].name == "slurm-constrains-devices" and all(line.name.startswith("slurm-") for line in lines)
+
+
+def test_whether_a_retired_gpu_can_be_held() -> None:
+    def asked(answer: Callable[[], tuple[str, str]], retire: str = "holder") -> Line:
+        scheduler = Scheduler(kind="slurm", slurm=Slurm(retire=retire))
+        told = look("slurm")
+        return one(holder.holder(replace(told, config=replace(told.config, scheduler=scheduler), no_holder=answer)))
+
+    def unanswered_too() -> tuple[str, str]:
+        raise CommandFailed(["scontrol"], None, "")
+
+    there = asked(lambda: ("", ""))
+    assert there.state == OK and "held by a suspended job in gpuhold" in there.evidence
+    missing = asked(lambda: ("there is no partition gpuhold", "put it there"))
+    assert (missing.state, missing.remedy) == (WARN, "put it there")
+    assert missing.evidence == "a retired GPU drains the node: there is no partition gpuhold"
+    assert asked(unanswered_too).state == WARN
+    assert "not wanted" in asked(unanswered_too, "drain").evidence, "nobody is asked"
+    assert list(holder.holder(look("sge"))) == []
 
 
 def test_the_method_that_auto_takes_and_why_not_the_first() -> None:

@@ -7,7 +7,7 @@ import pytest
 from nodeagent.errors import BadRequest, CommandFailed
 from nodeagent.hook import slurm
 from nodeagent.state import events
-from nodeagent.state.hook_conf import Gres
+from nodeagent.state.hook_conf import HOOK_CONF, Gres, read_hook_conf
 from nodeagent.state.verdict_file import UnitLine
 from tests.support import LaidOutNode, uuid
 
@@ -57,6 +57,27 @@ def prolog(node: LaidOutNode, **kwargs: str) -> int:
 
 def epilog(node: LaidOutNode, job: str = "12") -> int:
     return slurm.run_epilog(["--config", str(node.config)], {**environ(job), "SLURM_JOB_RESTART_COUNT": "1"})
+
+
+def test_the_job_that_holds_a_retired_gpu_is_let_be(node: LaidOutNode, commands: Commands) -> None:
+    with node.store.exclusive():
+        node.store.retire(uuid(1), {"reason": "a test"}.items())
+    holder = {**environ(gpus="1"), "SLURM_JOB_UID": "0", "SLURM_JOB_PARTITION": "gpuhold"}
+    config = ["--config", str(node.config)]
+    assert slurm.run_prolog(config, holder) == slurm.run_epilog(config, holder) == 0
+    assert (node.held(), commands.run, recorded(node)) == ({}, [], {})
+    for other in ({"SLURM_JOB_UID": "1000"}, {"SLURM_JOB_PARTITION": "main"}):
+        assert slurm.run_prolog(config, {**holder, **other}) == 0
+        assert commands.run.pop() == ("scontrol", "requeue", "12"), f"{other} is a job like any other"
+
+
+def test_an_older_hook_conf_knows_of_no_holder(node: LaidOutNode) -> None:
+    conf = read_hook_conf(node.state)
+    del conf.settings["scheduler.slurm.hold_partition"]
+    node.state.replace(HOOK_CONF, conf.encode())
+    root = {**environ(gpus="1"), "SLURM_JOB_UID": "0"}
+    assert slurm.run_prolog(["--config", str(node.config)], root) == 0
+    assert node.held() == {1: "12"}
 
 
 def recorded(node: LaidOutNode) -> dict[str, str]:

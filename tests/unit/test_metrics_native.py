@@ -244,6 +244,7 @@ def test_what_the_agent_says_of_itself() -> None:
         ("history_bytes", ()): 4096,
         ("driver_released", ()): 0,
         ("scheduler_up", ()): 1,
+        ("maintenance", ()): 0,
         ("cycle_seconds", ()): 0.5,
         ("locks_held", ()): 0,
     }

@@ -23,6 +23,7 @@ from nodeagent.policy.repair import DAY, PAUSE, may_reboot
 from nodeagent.scheduler.port import NodeState, Reboots
 from nodeagent.scheduler.slurm import SlurmScheduler
 from nodeagent.state import events
+from nodeagent.state.maintenance import Maintenance
 from tests.unit.test_cycle import Bench, FakeScheduler
 
 RESETTING = Policy(reset="on")
@@ -128,7 +129,7 @@ def test_off_is_the_default_and_a_dry_run_says_it_once(tmp_path: Path, runs: lis
     assert [entry.after for entry in bench.history.of(RESET)] == [DRY_RUN]
 
 
-@pytest.mark.parametrize("why", ["job", "hold", "process", "admin", "mig", "inspect"])
+@pytest.mark.parametrize("why", ["job", "hold", "process", "admin", "mig", "inspect", "maintenance"])
 def test_a_gpu_is_not_reset_while(tmp_path: Path, runs: list[FakeRun], why: str) -> None:
     bench = bench_of(tmp_path)
     unit = bench.uuid(1)
@@ -141,6 +142,9 @@ def test_a_gpu_is_not_reset_while(tmp_path: Path, runs: list[FakeRun], why: str)
     if why == "mig":
         bench.source.set(1, mig_enabled=True, mig=(MigInstance("MIG-1", 1, 0),))
         bench.run()
+    if why == "maintenance":
+        bench.cycle.ports.actions.retire(unit, "reset", "", RecoveryAction.RESET_GPU)
+        bench.cycle.ports.actions.begin_maintenance(Maintenance("alice"))
     bench.source.xid(1, 62)  # asks for a reset, and the GPU answers
     if why == "inspect":
         bench.source.xid(1, 140, text="inspect")
@@ -299,16 +303,20 @@ def test_the_times_between_two_reboots() -> None:
     assert may_reboot(policy, [1e9 - PAUSE, 1e9 - DAY], 1e9)
 
 
-@pytest.mark.parametrize("why", ["off", "dry run", "hold", "share", "admin", "foreign", "reset", "inspect"])
+@pytest.mark.parametrize(
+    "why", ["off", "dry run", "hold", "share", "admin", "foreign", "reset", "inspect", "maintenance"]
+)
 def test_a_node_is_not_rebooted(tmp_path: Path, why: str) -> None:
     words = {"off": {"reboot": "off"}, "dry run": {"dry_run": True}}.get(why, {})
     bench, scheduler = rebooting(tmp_path, **words)
     records = bench.cycle.ports.actions.records
-    if why in ("admin", "dry run"):
+    if why in ("admin", "dry run", "maintenance"):
         reason = "gpu-nodeagent/1: x; needs reboot_node"
         by = "admin" if why == "admin" else "agent"
         records.put_drain(DrainRecord(reason, RecoveryAction.REBOOT_NODE, by, "node"))
         scheduler.state = NodeState(True, reason)
+    if why == "maintenance":
+        bench.cycle.ports.actions.begin_maintenance(Maintenance("alice"))
     if why == "hold":
         claim(bench, "hold", bench.uuid(0))
     if why == "share":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.cli.main import main
-from nodeagent.config.model import Config, Health, Policy, Scheduler
+from nodeagent.config.model import Config, Health, Policy, Scheduler, Slurm
 from nodeagent.config.policy_rules import Rule, SiteCommand
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import UnitVerdict, Verdict
@@ -67,6 +67,11 @@ def test_slurm_loses_the_node(source: FakeGpuSource) -> None:
     assert decisions(story) == [(20.0, Retire), (20.0, Drain), (60.0, Restore), (60.0, Resume)]
     drain = story.decisions[1][1]
     assert isinstance(drain, Drain) and drain.action is RecoveryAction.REBOOT_NODE
+
+
+def test_a_holder_spares_slurms_node(source: FakeGpuSource) -> None:
+    holder = replace(SLURM, scheduler=Scheduler(kind="slurm", slurm=Slurm(retire="holder")))
+    assert decisions(tell(replay(losing(source), holder, 10.0))) == [(20.0, Retire), (60.0, Restore)]
 
 
 def test_the_configuration_decides(source: FakeGpuSource) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from nodeagent.config.model import Config, Drivers, Limits, Roots, Scheduler, Slurm
 from nodeagent.drivers.site_set import bind_list
-from nodeagent.errors import CommandFailed
+from nodeagent.errors import CommandFailed, NodeTaken
 from nodeagent.lock.record import Owner
 from nodeagent.scheduler.port import Fleet, NodeState
 from nodeagent.scheduler.sge import SgeScheduler
@@ -291,6 +291,20 @@ def test_what_an_administrator_disabled_stays_disabled() -> None:
     assert runner.disabled == {"all.q@h1", "short.q@h1"}
     scheduler.resume(scope)
     assert runner.disabled == {"short.q@h1"}
+
+
+def test_what_an_administrator_disabled_between_our_look_and_our_change_stays_theirs() -> None:
+    runner = Queues({"all.q@h1", "short.q@h1"}, set())
+    scheduler = SgeScheduler(Config(), "h1", runner)
+    scope = scheduler.drain_scope()
+    runner.disabled.add("short.q@h1")
+    assert scheduler.drain("gpu-nodeagent/1: x", scope) == "all.q@h1"
+    scheduler.resume("all.q@h1")
+    assert runner.disabled == {"short.q@h1"}
+    scope = scheduler.drain_scope()
+    runner.disabled.add("all.q@h1")
+    with pytest.raises(NodeTaken):
+        scheduler.drain("gpu-nodeagent/1: x", scope)
 
 
 def test_a_qmaster_that_does_not_answer_is_not_an_idle_one() -> None:

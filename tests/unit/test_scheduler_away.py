@@ -151,6 +151,14 @@ def test_an_answer_that_comes_too_late_neither_drains_nor_resumes(bench: Bench) 
     bench.run()
     bench.source.heal()
     bench.run(5)
+    bench.scheduler.broken = True
+    errands.close()
+    assert memo(bench, PENDING) == {}, "well again before it was known that the scheduler does not answer"
+    bench.scheduler.broken = False
+    bench.source.lose(1)
+    bench.run(10)
+    bench.source.heal()
+    bench.run(5)
     errands.close()
     assert bench.scheduler.drains == 0, "well again before the scheduler said anything"
     bench.source.lose(1)
