@@ -54,7 +54,8 @@ class Scontrol:
         if self.refusal:
             self.said = self.refusal
             return ""
-        found = re.fullmatch(r'update nodename=n1 state=(\w+)(?: reason="([^"\n]*)"| reason=none)?', line)
+        # 24.11 keeps a reason in service unless it is said to be none, 22.05 does not
+        found = re.fullmatch(r'update nodename=n1 state=(\w+) reason=(?:none|"([^"\n]*)")', line)
         assert found is not None, line
         self.put("IDLE+DRAIN" if found[1] == "drain" else "IDLE", found[2] or "")
         return ""
