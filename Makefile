@@ -7,6 +7,8 @@ STAMP := $(VENV)/.ready
 # theirs that looks at every process does not meet those of the tests beside them.
 BUSY := tests/contract/test_crash.py tests/contract/test_races.py tests/contract/test_memory_flat.py
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --pid --fork --kill-child --mount-proc)
+# Storms of agents on the real schedulers, which are waited for most of the time.
+LIMITS := tests/integration/test_limit_slurm.py tests/integration/test_limit_gridengine.py
 REAL := tests/integration tests/packaging
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
@@ -20,12 +22,14 @@ demo: $(STAMP)  ## jobs, a dying GPU and one that returns on a simulated 8-GPU n
 	@$(BIN)/python -m tests.demo
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
-	@$(MAKE) --no-print-directory --keep-going -j2 --output-sync=target test-real test-rest test-busy
+	@$(MAKE) --no-print-directory --keep-going -j3 --output-sync=target test-limits test-real test-rest test-busy
 
-# The real schedulers are waited for most of the time, so two of these run at once. `pytest` alone runs all in turn.
-.PHONY: test-real test-rest test-busy
+# Most of the time is spent waiting, so three of these run at once. `pytest` alone runs all in turn.
+.PHONY: test-limits test-real test-rest test-busy
+test-limits:
+	$(BIN)/python -m pytest $(LIMITS)
 test-real:
-	$(BIN)/python -m pytest $(REAL)
+	$(BIN)/python -m pytest $(REAL) $(addprefix --ignore=,$(LIMITS))
 test-rest:
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(REAL) $(BUSY))
 test-busy:

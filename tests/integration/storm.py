@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from nodeagent.errors import CommandFailed
 from nodeagent.health.finding import Finding, RecoveryAction, Severity
 from nodeagent.health.verdict import Verdict
 from nodeagent.lock.store import Store
-from nodeagent.scheduler.command import run
+from nodeagent.replay.node import RememberedCommands
+from nodeagent.scheduler.command import Asked, Conversation, run
 from nodeagent.scheduler.port import Scheduler
 from nodeagent.scheduler.sge import SgeScheduler
 from nodeagent.scheduler.slurm import SlurmScheduler
@@ -80,6 +82,17 @@ class Commands:
         timeout: float = 5.0,
         complaints: bool = False,
     ) -> str:
+        self.before(argv)
+        return run([*self._entrance, *argv], environment, timeout, complaints)
+
+    def converse(
+        self, argv: Sequence[str], prompt: str, environment: Mapping[str, str] | None = None, timeout: float = 5.0
+    ) -> AbstractContextManager[Asked]:
+        """The same with a program that is asked line by line: each line is a command."""
+        return _Talk(Conversation([*self._entrance, *argv], prompt, environment, timeout), argv[0], self)
+
+    def before(self, argv: Sequence[str]) -> None:
+        """Do what is done before a command."""
         words = [argv[0].rpartition("/")[2], *argv[1:2]]
         if words[-1] in DRAINS and self._marker is not None:
             self._do_if_first(self._marker)
@@ -88,7 +101,6 @@ class Commands:
         os.write(self._log, f"{time.monotonic()} {' '.join(words)}\n".encode())
         if random.random() < self._failing:  # noqa: S311
             raise CommandFailed(argv, 1, "Unable to contact the controller (connect failure)")
-        return run([*self._entrance, *argv], environment, timeout, complaints)
 
     def _do_if_first(self, marker: Path) -> None:
         try:
@@ -96,6 +108,28 @@ class Commands:
         except FileExistsError:
             return
         self._first()
+
+
+class _Talk(AbstractContextManager[Asked]):
+    def __init__(self, talk: Conversation, program: str, commands: Commands) -> None:
+        self._talk = talk
+        self._program = program
+        self._commands = commands
+
+    def __enter__(self) -> Asked:
+        self._talk.__enter__()
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self._talk.__exit__(*what)
+
+    def ask(self, *lines: str) -> list[str]:
+        for line in lines:
+            self._commands.before([self._program, *line.split()])
+        return self._talk.ask(*lines)
+
+    def complaints(self) -> str:
+        return self._talk.complaints()
 
 
 class Storm:
@@ -170,12 +204,15 @@ class Storm:
         place = self.directory / node
         place.mkdir(mode=0o755)
         runner = self._commands(place / "commands")
-        kind = SlurmScheduler if self._config.scheduler.kind == "slurm" else SgeScheduler
-        scheduler: Scheduler = kind(self._config, node, runner)
+        scheduler: Scheduler
+        if self._config.scheduler.kind == "slurm":
+            scheduler = SlurmScheduler(self._config, node, runner, runner.converse)
+        else:
+            scheduler = SgeScheduler(self._config, node, runner)
         records, store = Records(str(place / "data")), Store(Directory(str(place / "state"), create=True))
         actions = Actions(store, records, scheduler, self._config.limits.max_drained)
         clock = SystemClock()
-        decider = Decider(self._config, actions, clock, Quiet())
+        decider = Decider(self._config, actions, RememberedCommands([]), clock, Quiet(), node)
         time.sleep(max(0.0, self.began - clock.monotonic()))
         while not ended:
             begun = clock.monotonic()
