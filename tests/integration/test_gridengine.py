@@ -256,7 +256,7 @@ def test_a_driver_that_is_unfit_as_a_whole_disables_the_host_until_it_is_well(la
         lab.node.scenario.fail_init(18)
         lab.node.scenario.fault("nvmlDeviceGetCount_v2", 18)
     until(lambda: "d" in lab.cluster.queue_state(), "the host disabled")
-    assert lab.node.status()["drained"].startswith("gpu-nodeagent/1: ")
+    until(lambda: (lab.node.status()["drained"] or "").startswith("gpu-nodeagent/1: "), "the drain in the status")
     job = lab.cluster.submit("alice", ["-l", "gpu=1"], "echo ran\n")
     until(lambda: lab.cluster.state(job) == "qw", "the job waits")
     lab.node.scenario.clear_faults()
