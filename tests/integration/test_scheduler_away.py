@@ -241,7 +241,7 @@ def test_a_host_is_closed_when_the_qmaster_is_back(host: test_gridengine.Lab) ->
             assert node.status()["agent"]["age_s"] < ON_TIME + 0.5
             back()
             until(is_out, "the host closed", timeout=90)
-            assert node.status()["drained"].startswith("gpu-nodeagent/1: ")
+            until(lambda: (node.status()["drained"] or "").startswith("gpu-nodeagent/1: "), "the drain in the status")
         until(lambda: "d" not in cluster.queue_state(), "the host open", timeout=90)
 
 
