@@ -181,7 +181,7 @@ def test_a_job_on_all_of_them_runs_on_while_fewer_are_offered(counted: Lab) -> N
     until(lambda: left(counted) == -1, "one more in use than offered")
     waiting = counted.cluster.submit("bob", ["-l", "gpu=1"], "env\n")
     until(lambda: counted.cluster.state(waiting) == "qw", "the next one waits")
-    assert counted.cluster.state(job) == "r"
+    until(lambda: counted.cluster.state(job) == "r", "the first runs on, as its host has reported by now")
     assert len(counted.finish(job, gate)["CUDA_VISIBLE_DEVICES"].split(",")) == 8
     counted.cluster.wait_job_gone(waiting)
 
