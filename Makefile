@@ -7,9 +7,9 @@ STAMP := $(VENV)/.ready
 # theirs that looks at every process does not meet those of the tests beside them.
 BUSY := tests/contract/test_crash.py tests/contract/test_races.py tests/contract/test_memory_flat.py
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --pid --fork --kill-child --mount-proc)
-# Storms of agents on the real schedulers, which are waited for most of the time.
+# Storms of agents on the real schedulers.
 LIMITS := tests/integration/test_limit_slurm.py tests/integration/test_limit_gridengine.py
-REAL := tests/integration tests/packaging
+GRIDENGINE := $(filter-out $(LIMITS),$(wildcard tests/integration/test_*gridengine*.py))
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
@@ -22,16 +22,22 @@ demo: $(STAMP)  ## jobs, a dying GPU and one that returns on a simulated 8-GPU n
 	@$(BIN)/python -m tests.demo
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
-	@$(MAKE) --no-print-directory --keep-going -j3 --output-sync=target test-limits test-real test-rest test-busy
+	@$(MAKE) --no-print-directory --keep-going -j4 --output-sync=target \
+		test-schedulers test-limits test-gridengine test-rest test-packaging test-busy
 
-# Most of the time is spent waiting, so three of these run at once. `pytest` alone runs all in turn.
-.PHONY: test-limits test-real test-rest test-busy
+# The real schedulers and systemd are waited for most of the time, so four of these run at once. `pytest` alone runs all
+# tests, in turn.
+.PHONY: test-schedulers test-limits test-gridengine test-packaging test-rest test-busy
+test-schedulers:
+	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(LIMITS) $(GRIDENGINE))
 test-limits:
 	$(BIN)/python -m pytest $(LIMITS)
-test-real:
-	$(BIN)/python -m pytest $(REAL) $(addprefix --ignore=,$(LIMITS))
+test-gridengine:
+	$(BIN)/python -m pytest $(GRIDENGINE)
+test-packaging:
+	$(BIN)/python -m pytest tests/packaging
 test-rest:
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(REAL) $(BUSY))
+	$(BIN)/python -m pytest $(addprefix --ignore=,tests/integration tests/packaging $(BUSY))
 test-busy:
 	$(ALONE) $(BIN)/python -m pytest $(BUSY)
 
