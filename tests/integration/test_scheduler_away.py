@@ -270,4 +270,4 @@ def test_a_queue_that_somebody_disabled_just_before_us_stays_disabled(host: test
         cluster.qmod("-e", instance)
     assert scheduler.drain("gpu-nodeagent/1: x", scope) == instance
     scheduler.resume(instance)
-    assert cluster.queue_state() == ""
+    assert "d" not in cluster.queue_state()  # the host may not have reported yet, after the qmaster was away
