@@ -236,7 +236,7 @@ def test_a_fault_under_a_job_takes_the_gpu_out_and_keeps_the_host(lab: Lab) -> N
     assert "GPU 1" in reason and "79" in reason and "reboot_node" in reason
     whole = lab.cluster.submit("bob", ["-l", "gpu=4"], "echo ran\n")
     others = [lab.begin("-l", "gpu=1", user="bob") for _ in range(2)]
-    assert lab.cluster.state(job) == "r" and lab.cluster.state(whole) == "qw"
+    assert lab.cluster.state(job) in ("t", "r") and lab.cluster.state(whole) == "qw"
     seen = {lab.finish(*other)["CUDA_VISIBLE_DEVICES"] for other in others}
     assert seen == {"2", "3"}
     lab.finish(job, gate)
