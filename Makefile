@@ -10,6 +10,7 @@ ALONE := $(if $(filter 0,$(shell id -u)),unshare --pid --fork --kill-child --mou
 # Storms of agents on the real schedulers.
 LIMITS := tests/integration/test_limit_slurm.py tests/integration/test_limit_gridengine.py
 GRIDENGINE := $(filter-out $(LIMITS),$(wildcard tests/integration/test_*gridengine*.py))
+SLURM := $(wildcard tests/integration/test_slurm*.py)
 SCRIPTS := prolog/slurm prolog/slurm-task prolog/sge prolog/sge-shepherd prolog/sge-login epilog/slurm epilog/sge rpm/build rpm/gpu-nodeagent
 
 .DEFAULT_GOAL := help
@@ -22,14 +23,16 @@ demo: $(STAMP)  ## jobs, a dying GPU and one that returns on a simulated 8-GPU n
 	@$(BIN)/python -m tests.demo
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
-	@$(MAKE) --no-print-directory --keep-going -j4 --output-sync=target \
-		test-schedulers test-limits test-gridengine test-rest test-packaging test-busy
+	@$(MAKE) --no-print-directory --keep-going -j5 --output-sync=target \
+		test-rest test-slurm test-schedulers test-limits test-gridengine test-packaging test-busy
 
-# The real schedulers and systemd are waited for most of the time, so four of these run at once. `pytest` alone runs all
+# The real schedulers and systemd are waited for most of the time, so five of these run at once. `pytest` alone runs all
 # tests, in turn.
-.PHONY: test-schedulers test-limits test-gridengine test-packaging test-rest test-busy
+.PHONY: test-slurm test-schedulers test-limits test-gridengine test-packaging test-rest test-busy
+test-slurm:
+	$(BIN)/python -m pytest $(SLURM)
 test-schedulers:
-	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(LIMITS) $(GRIDENGINE))
+	$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(LIMITS) $(GRIDENGINE) $(SLURM))
 test-limits:
 	$(BIN)/python -m pytest $(LIMITS)
 test-gridengine:
