@@ -23,10 +23,10 @@ demo: $(STAMP)  ## jobs, a dying GPU and one that returns on a simulated 8-GPU n
 	@$(BIN)/python -m tests.demo
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
-	@$(MAKE) --no-print-directory --keep-going -j5 --output-sync=target \
-		test-rest test-slurm test-schedulers test-limits test-gridengine test-packaging test-busy
+	@$(MAKE) --no-print-directory --keep-going -j4 --output-sync=target \
+		test-rest test-schedulers test-slurm test-limits test-gridengine test-packaging test-busy
 
-# The real schedulers and systemd are waited for most of the time, so five of these run at once. `pytest` alone runs all
+# The real schedulers and systemd are waited for most of the time, so four of these run at once. `pytest` alone runs all
 # tests, in turn.
 .PHONY: test-slurm test-schedulers test-limits test-gridengine test-packaging test-rest test-busy
 test-slurm:
