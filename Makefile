@@ -24,7 +24,7 @@ demo: $(STAMP)  ## jobs, a dying GPU and one that returns on a simulated 8-GPU n
 
 test: provision $(STAMP)  ## everything: unit, contract, real schedulers, RPM in a booted systemd
 	@$(MAKE) --no-print-directory --keep-going -j4 --output-sync=target \
-		test-rest test-schedulers test-slurm test-limits test-gridengine test-packaging test-busy
+		test-schedulers test-rest test-limits test-slurm test-gridengine test-busy test-packaging
 
 # The real schedulers and systemd are waited for most of the time, so four of these run at once. `pytest` alone runs all
 # tests, in turn.
