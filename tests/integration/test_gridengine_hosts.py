@@ -97,7 +97,10 @@ class Lab:
         return job
 
     def parallel(self) -> tuple[str, Path]:
-        """Submit a job of two slots a host with two tasks on the second and one on the first; returns when all run."""
+        """Submit a job of two slots a host with two tasks on the second and one on the first; returns when all run.
+
+        Its master is on the first, whichever has less to do.
+        """
         gate, _ = self.gates.new()
         place = self.directory / gate.name.replace("gate", "parallel")
         place.mkdir()
@@ -108,7 +111,7 @@ class Lab:
         forged = "CUDA_VISIBLE_DEVICES=3,JOB_ID=7,SGE_TASK_ID=5,NSLOTS=9,SGE_JOB_SPOOL_DIR=/tmp"
         lines = [f"qrsh -inherit -v {forged} {host} {place}/task {name} &" for name, host in tasks]
         script = "\n".join([f"grep SigIgn /proc/self/status >{place}/master.signals", *lines, "wait", ""])
-        job = self.cluster.submit("alice", ["-pe", "mpi", "4", "-l", "gpu=1"], script)
+        job = self.cluster.submit("alice", ["-pe", "mpi", "4", "-masterq", "all.q@node1", "-l", "gpu=1"], script)
         until(
             lambda: all((place / name).exists() for name, _ in tasks),
             f"the tasks of job {job}",
