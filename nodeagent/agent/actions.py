@@ -29,7 +29,7 @@ from nodeagent.policy.limits import full
 from nodeagent.scheduler.port import Fleet, NodeState, Scheduler
 from nodeagent.scheduler.turn import NotOurTurn, Turn
 from nodeagent.state.files import Directory, decode_pairs, encode_pairs
-from nodeagent.state.maintenance import Maintenance, drop_maintenance, read_maintenance, write_maintenance
+from nodeagent.state.maintenance import Maintenance, drop_maintenance, read_maintenance, standing, write_maintenance
 
 DRAINED = "drained"
 PENDING = "pending"
@@ -405,8 +405,7 @@ class Actions:
 
     def maintenance(self) -> Maintenance | None:
         """Return the maintenance that stands at this moment: while it does the agent only looks and tells."""
-        one = self.records.maintenance()
-        return None if one is None or one.is_over(time.time()) else one
+        return standing(self.records.maintenance(), time.time())
 
     def begin_maintenance(self, maintenance: Maintenance) -> None:
         """Have the agent take nothing out and bring nothing back, from its next decision on and after a reboot."""

@@ -68,9 +68,8 @@ class HolderKeeper:
         self._due = -inf
         self._pause = 1
         self._kept: Mapping[int, str] = {}
-        self._since: dict[
-            str, float
-        ] = {}  # unit → when it was first seen without a holder, for no reason that is known
+        self._since: dict[str, float] = {}
+        """Unit → when it was first seen without a holder, for no reason that is known."""
         self._given_up = False
         self._said = ""
 

@@ -96,8 +96,9 @@ class Resetter:
             self._go_on(self._current)
             return
         policy = self._config.policy
-        rests = self._actions.maintenance() is not None or self._clock.monotonic() < self._rest
-        if policy.reset != "on" or self._lender.is_out or rests:
+        if policy.reset != "on" or self._lender.is_out or self._clock.monotonic() < self._rest:
+            return
+        if self._actions.maintenance() is not None:
             return
         retired = self._actions.retired()
         for unit in wanted:

@@ -22,7 +22,7 @@ from nodeagent.state import events
 from nodeagent.state.boot import boot_id
 from nodeagent.state.documents import SNAPSHOT, read_document
 from nodeagent.state.files import Directory
-from nodeagent.state.maintenance import Maintenance, read_maintenance
+from nodeagent.state.maintenance import Maintenance, read_maintenance, standing
 
 
 def loaded(options: argparse.Namespace) -> Loaded:
@@ -85,10 +85,9 @@ def maintenance_of(config: Config) -> Maintenance | None:
     except (OSError, UntrustedFile):  # no agent has made it, or none believes it
         return None
     try:
-        one = read_maintenance(data)
+        return standing(read_maintenance(data), time.time())
     finally:
         data.close()
-    return None if one is None or one.is_over(time.time()) else one
 
 
 def unit_named(config: Config, name: str, also: Collection[str] = ()) -> str:

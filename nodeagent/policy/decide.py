@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Union
 
@@ -142,11 +142,9 @@ def fault(unit: UnitVerdict, grounds: tuple[Finding, ...] = ()) -> str:
     """Return the words of a drain's reason for one GPU: where it is, short UUID, check, what was seen (`grounds`)."""
     place = f"GPU {unit.index} {unit.bus_id}" if unit.index >= 0 else f"GPU {unit.bus_id}".rstrip()
     told = grounds or unit.reasons
-    grave = [finding for finding in told if finding.severity >= Severity.ERROR] or list(told)
-    checks = ",".join(dict.fromkeys(finding.check for finding in grave))
     slot = f" slot {unit.slot}" if unit.slot else ""
     seen = _evidence(told).replace(f" on {place}", "").replace(f"{place} ", "")
-    return f"{place}{slot} {unit.uuid[:_SHORT_UUID]} {checks or 'unknown'}: {seen}"
+    return f"{place}{slot} {unit.uuid[:_SHORT_UUID]} {_checks(_grave(told)) or 'unknown'}: {seen}"
 
 
 def needs(words: str, action: RecoveryAction) -> str:
@@ -154,9 +152,17 @@ def needs(words: str, action: RecoveryAction) -> str:
     return f"{words}; needs {action.word}"
 
 
+def _grave(findings: tuple[Finding, ...]) -> list[Finding]:
+    """Return those that fail a unit, or all where none does."""
+    return [finding for finding in findings if finding.severity >= Severity.ERROR] or list(findings)
+
+
+def _checks(findings: Iterable[Finding]) -> str:
+    return ",".join(dict.fromkeys(finding.check for finding in findings))
+
+
 def _evidence(findings: tuple[Finding, ...]) -> str:
-    grave = [finding for finding in findings if finding.severity >= Severity.ERROR] or list(findings)
-    return "; ".join(" ".join(finding.evidence.split()) for finding in grave) or "no reason given"
+    return "; ".join(" ".join(finding.evidence.split()) for finding in _grave(findings)) or "no reason given"
 
 
 def adopted(reason: str) -> DrainRecord | None:
@@ -182,8 +188,7 @@ def wanted_drain(
     since, faults = verdict.monotonic, set[str]()
     of_node = ruling_of_node(verdict, policy)
     if of_node.do != TELL:
-        checks = ",".join(dict.fromkeys(finding.check for finding in of_node.grounds))
-        words = f"{checks}: {_evidence(of_node.grounds)}"
+        words = f"{_checks(of_node.grounds)}: {_evidence(of_node.grounds)}"
         parts.append((words, of_node.action, of_node.drain_when(spares_units=False)))
         faults |= occurrences(verdict.boot_id, "node", of_node.grounds)
     units = [(unit, ruling_of_unit(unit, verdict, policy)) for unit in verdict.units]

@@ -119,7 +119,7 @@ class SlurmScheduler:
         slurm_drain.resume(self._talk, self._node, self._put_back)
 
     def _put_back(self, reason: str) -> None:
-        self._run(f"{self._bin}/scontrol", "update", f"nodename={self._node}", "state=drain", f"reason={reason}")
+        self._scontrol("update", f"nodename={self._node}", "state=drain", f"reason={reason}")
 
     def _talk(self) -> AbstractContextManager[Asked]:
         environment = {**self._environment, **slurm_drain.WIDE}
@@ -128,7 +128,7 @@ class SlurmScheduler:
     def reboot(self, reason: str) -> None:
         """See Reboots: the controller has slurmd run RebootProgram when no job is left."""
         words = ("ASAP", "nextstate=resume", f"reason={reason}")
-        self._run(f"{self._bin}/scontrol", "reboot", *words, self._node)
+        self._scontrol("reboot", *words, self._node)
 
     def gres(self) -> dict[int, Gres]:
         """See Scheduler: from what `slurmd -G` says of this node, records in the order in which it says them."""
@@ -201,7 +201,7 @@ class SlurmScheduler:
         return granted_indices(said, self._gres, self._node)
 
     def _details(self, job: str) -> str:
-        return self._run(f"{self._bin}/scontrol", "-d", "show", "job", job)
+        return self._scontrol("-d", "show", "job", job)
 
     def _own_name(self, job: str) -> str:
         """Return the name that means this job alone: by its number an array, or a job of components, is all of them."""
@@ -215,7 +215,7 @@ class SlurmScheduler:
 
     def settings(self) -> dict[str, str]:
         """Return what `scontrol show config` says."""
-        rows = (line.partition("=") for line in self._run(f"{self._bin}/scontrol", "show", "config").splitlines())
+        rows = (line.partition("=") for line in self._scontrol("show", "config").splitlines())
         return {name.strip(): value.strip() for name, equals, value in rows if equals}
 
 

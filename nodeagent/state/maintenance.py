@@ -46,6 +46,11 @@ def read_maintenance(data: Directory) -> Maintenance | None:
         return Maintenance(why=f"unreadable record: {error}")
 
 
+def standing(recorded: Maintenance | None, wall: float) -> Maintenance | None:
+    """Return what is recorded, if its time is not over."""
+    return None if recorded is None or recorded.is_over(wall) else recorded
+
+
 def write_maintenance(data: Directory, maintenance: Maintenance) -> None:
     """Record it so that it survives a power cut."""
     one = maintenance
