@@ -48,7 +48,7 @@ ASK_AGAIN = 6
 
 
 class DrainRecords(Protocol):
-    """What is recorded of our own drain (agent/actions.py: Records)."""
+    """What is recorded of our own drain (agent/records.py: Records)."""
 
     def drain(self) -> DrainRecord | None:
         """Return our own drain, if there is one."""

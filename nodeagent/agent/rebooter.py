@@ -8,7 +8,7 @@ from math import inf
 from nodeagent.agent.actions import Actions
 from nodeagent.agent.decider import ASK_AGAIN
 from nodeagent.agent.journal import Log
-from nodeagent.agent.maintenance import Maintenance
+from nodeagent.agent.own_locks import OwnLocks
 from nodeagent.agent.site_commands import SiteCommands
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
@@ -31,7 +31,7 @@ class Rebooter:
         self._commands = commands
         self._clock = clock
         self._log = log
-        self._locks = Maintenance(REBOOT, actions, clock, log)
+        self._locks = OwnLocks(REBOOT, actions, clock, log)
         self._grant = ""
         self._said = ""
         self._ask_again = -inf

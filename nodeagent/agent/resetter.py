@@ -9,7 +9,7 @@ from math import inf
 from nodeagent.agent.actions import Actions
 from nodeagent.agent.journal import Log
 from nodeagent.agent.lending import RELEASE_DRIVER, Lender
-from nodeagent.agent.maintenance import Maintenance
+from nodeagent.agent.own_locks import OwnLocks
 from nodeagent.clock import Clock
 from nodeagent.config.model import Config
 from nodeagent.config.policy_rules import SiteCommand
@@ -49,7 +49,7 @@ class Resetter:
         self._lender = lender
         self._clock = clock
         self._log = log
-        self._locks = Maintenance(_BY, actions, clock, log)
+        self._locks = OwnLocks(_BY, actions, clock, log)
         self._current: _Reset | None = None
         self._tries: dict[str, int] = {}
         """`UUID since` of a retirement → how often."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from nodeagent.agent.actions import PENDING, RESUMED
 from nodeagent.agent.journal import Log
+from nodeagent.agent.records import PENDING, RESUMED
 from nodeagent.clock import Clock
 from nodeagent.errors import NodeAgentError
 from nodeagent.history.entry import DRAIN
@@ -18,7 +18,7 @@ WAITS, DROPPED = "waits", "dropped"
 
 
 class Memos(Protocol):
-    """What outlives the agent (agent/actions.py: Records)."""
+    """What outlives the agent (agent/records.py: Records)."""
 
     def memo(self, name: str) -> Mapping[str, str]:
         """Return what is noted under a name; empty: nothing."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.actions import Actions
+from nodeagent.agent.records import Records
 from nodeagent.cli.login import login
 from nodeagent.cli.main import complain, say
 from nodeagent.config.load import load

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.actions import Actions
+from nodeagent.agent.records import Records
 from nodeagent.cli.login import login
 from nodeagent.config.model import Config
 from nodeagent.history.entry import Entry

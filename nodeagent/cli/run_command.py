@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.actions import Actions
 from nodeagent.agent.capacity import Capacity, LoweredFile
 from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.decider import ASK_AGAIN
@@ -19,6 +19,7 @@ from nodeagent.agent.journal import Log, open_log
 from nodeagent.agent.loop import Agent
 from nodeagent.agent.notify import Notifier
 from nodeagent.agent.ports import Ports
+from nodeagent.agent.records import Records
 from nodeagent.cli.context import status_of
 from nodeagent.cli.main import Exit
 from nodeagent.clock import SystemClock

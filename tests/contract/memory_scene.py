@@ -18,9 +18,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.actions import Actions
 from nodeagent.agent.cycle import Cycle, Ports
 from nodeagent.agent.journal import open_log
+from nodeagent.agent.records import Records
 from nodeagent.cli.run_command import HookConfCompiler
 from nodeagent.config.load import load
 from nodeagent.gpu.probe import ProbeProcess

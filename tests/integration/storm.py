@@ -18,8 +18,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from nodeagent.agent.actions import Actions, Records
+from nodeagent.agent.actions import Actions
 from nodeagent.agent.decider import Decider
+from nodeagent.agent.records import Records
 from nodeagent.clock import SystemClock
 from nodeagent.config.model import Config
 from nodeagent.errors import CommandFailed

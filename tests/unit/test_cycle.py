@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from nodeagent.agent.actions import Actions, DrainRefused, Records
+from nodeagent.agent.actions import Actions, DrainRefused
 from nodeagent.agent.cycle import RESTORED_BY_HAND, Cycle
 from nodeagent.agent.ports import Ports
 from nodeagent.agent.reconciler import LOOK_AGAIN
+from nodeagent.agent.records import Records
 from nodeagent.cli import status_command
 from nodeagent.config.model import Config, Health, Limits, Policy, Sharing
 from nodeagent.errors import CommandFailed, StateGone

@@ -9,9 +9,9 @@ from threading import Event
 
 import pytest
 
-from nodeagent.agent.actions import PENDING, RESUMED
 from nodeagent.agent.cycle import Cycle
 from nodeagent.agent.errand import Beside
+from nodeagent.agent.records import PENDING, RESUMED
 from nodeagent.config.model import Policy
 from nodeagent.errors import CommandFailed, NodeTaken
 from nodeagent.history.entry import DRAIN, FORGET_DRAIN

@@ -11,7 +11,7 @@ from nodeagent.errors import NodeAgentError, UnitHeld
 from nodeagent.lock.record import MAINTENANCE, Owner, new_grant
 
 
-class Maintenance:
+class OwnLocks:
     """Locks units with `scheduler=maintenance`; `by` is the lock's user, which tells the agent's from others'."""
 
     def __init__(self, by: str, actions: Actions, clock: Clock, log: Log) -> None:
@@ -21,9 +21,9 @@ class Maintenance:
         self._log = log
         self._owed: set[str] = set()
 
-    def successor(self, actions: Actions) -> Maintenance:
+    def successor(self, actions: Actions) -> OwnLocks:
         """Return the one that goes on with another configuration."""
-        new = Maintenance(self._by, actions, self._clock, self._log)
+        new = OwnLocks(self._by, actions, self._clock, self._log)
         new._owed = self._owed
         return new
 
